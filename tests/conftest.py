@@ -1,0 +1,24 @@
+"""Fixtures of the whole suite; eight virtual CPU devices, so that sharding is tested where it runs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach a hub
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("tmrjax", deadline=None, derandomize=True)
+settings.load_profile("tmrjax")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the released annotations and pictures; see CONTRIBUTING.md."""
+    root = os.environ.get("TMRJAX_DATA")
+    if not root:
+        pytest.skip("TMRJAX_DATA is not set: the released annotations and pictures are needed for this test")
+    return Path(root).resolve()
