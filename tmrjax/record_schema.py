@@ -1,0 +1,315 @@
+"""One record of prepared data: its fields, its JSON form and the rules it must keep. Read through
+:mod:`tmrjax.records`.
+
+Boxes are (x1, y1, x2, y2) as fractions of width and height. Scores are (weaken, complement, strengthen), the softmax
+of the divergence estimator (paper section 3.3). Whatever breaks a rule is one :class:`DataError` that says file,
+line, what was found, what was expected and what to do; nothing is repaired in silence. Needs only the standard
+library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tmrjax.files import DataError
+
+Box = tuple[float, float, float, float]
+Scores = tuple[float, float, float]
+Span = tuple[int, int]
+
+TASKS = ("ner", "re")
+DATASET_FILE = "dataset.json"
+SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
+
+_SHARED_KEYS = ("id", "tokens", "image", "regions", "phrases", "generated", "scores", "generated_scores")
+_LABEL_KEYS = {"ner": ("tags",), "re": ("head", "tail", "relation")}
+_GENERATED_KEYS = ("image", "regions", "prompt", "seed", "model")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The back-translated picture of a post (paper section 3.1): where it lies and how it was made."""
+
+    image: str
+    regions: tuple[Box, ...] = ()
+    prompt: str | None = None
+    seed: int | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One post. `tags` belong to NER; `head`, `tail` (half-open token ranges), `relation` to RE; None = not there."""
+
+    id: str
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    head: Span | None = None
+    tail: Span | None = None
+    relation: str | None = None
+    image: str | None = None
+    regions: tuple[Box, ...] = ()
+    phrases: tuple[str, ...] = ()
+    generated: Generated | None = None
+    scores: Scores | None = None
+    generated_scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` says.
+
+    `labels` are entity types in order (NER) or relations (RE). `stages` says of each stage its tool, version, options
+    and counts; `files` maps each JSONL file to its SHA-256. `leaky_phrases`: the phrases hold words that the text
+    does not have. `renormalised_scores`: weaken is unknown and stored as 0. `synthetic`: a generated world, not real
+    posts.
+    """
+
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    leaky_phrases: bool = False
+    renormalised_scores: bool = False
+    synthetic: bool = False
+    stages: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tag_set(self) -> tuple[str, ...]:
+        """The tags of a NER set: O, then B-x, I-x for each entity type in order; empty for RE."""
+        if self.task != "ner":
+            return ()
+        return ("O", *(f"{prefix}-{label}" for label in self.labels for prefix in "BI"))
+
+
+def record_to_json(record: Record, task: str) -> dict[str, Any]:
+    """The JSON object of a record, with the label keys of `task` only; the inverse of :func:`record_from_json`."""
+    generated = record.generated
+    labels: dict[str, Any]
+    if task == "ner":
+        labels = {"tags": None if record.tags is None else list(record.tags)}
+    else:
+        labels = {
+            "head": None if record.head is None else list(record.head),
+            "tail": None if record.tail is None else list(record.tail),
+            "relation": record.relation,
+        }
+    return {
+        "id": record.id,
+        "tokens": list(record.tokens),
+        **labels,
+        "image": record.image,
+        "regions": [list(box) for box in record.regions],
+        "phrases": list(record.phrases),
+        "generated": None
+        if generated is None
+        else {**dataclasses.asdict(generated), "regions": [list(box) for box in generated.regions]},
+        "scores": None if record.scores is None else list(record.scores),
+        "generated_scores": None if record.generated_scores is None else list(record.generated_scores),
+    }
+
+
+def record_from_json(
+    value: Any, info: DatasetInfo, *, where: str, root: Path | None = None, require_labels: bool = True
+) -> Record:
+    """Checks one JSON object against the format and makes a :class:`Record` of it.
+
+    `where` (usually "file:line") opens every message. With `root`, the pictures named must exist inside that folder.
+    Without `require_labels` (posts to predict) only `id` and `tokens` must be there. Raises :class:`DataError` on the
+    first broken rule.
+    """
+    check = RecordChecker(where)
+    label_keys = _LABEL_KEYS[info.task]
+    required = (*_SHARED_KEYS, *label_keys) if require_labels else ("id", "tokens")
+    check.keys(value, required, (*_SHARED_KEYS, *label_keys), "record")
+    identifier = check.text(value["id"], "id")
+    tokens = check.texts(value["tokens"], "tokens")
+    if not tokens:
+        check.fail("no token", "at least one token in 'tokens'", "Drop the post or give it its words.")
+    labels: dict[str, Any] = {}
+    if info.task == "ner" and (require_labels or value.get("tags") is not None):
+        labels["tags"] = check.tags(value["tags"], tokens, info)
+    if info.task == "re":
+        for key in ("head", "tail"):
+            if require_labels or value.get(key) is not None:
+                labels[key] = check.span(value[key], key, len(tokens))
+        if require_labels or value.get("relation") is not None:
+            labels["relation"] = check.member(value["relation"], "relation", info.labels)
+    generated = value.get("generated")
+    if generated is not None:
+        check.keys(generated, _GENERATED_KEYS, _GENERATED_KEYS, "'generated'")
+        seed = generated["seed"]
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            check.fail(f"{seed!r} in 'generated.seed'", "an integer or null", "Write the seed of the picture, or null.")
+        generated = Generated(
+            image=check.picture(generated["image"], "generated.image", root),
+            regions=check.boxes(generated["regions"], "generated.regions"),
+            prompt=check.optional_text(generated["prompt"], "generated.prompt"),
+            seed=seed,
+            model=check.optional_text(generated["model"], "generated.model"),
+        )
+    image = value.get("image")
+    return Record(
+        id=identifier,
+        tokens=tokens,
+        image=None if image is None else check.picture(image, "image", root),
+        regions=check.boxes(value.get("regions", []), "regions"),
+        phrases=check.texts(value.get("phrases", []), "phrases"),
+        generated=generated,
+        scores=check.scores(value.get("scores"), "scores", info),
+        generated_scores=check.scores(value.get("generated_scores"), "generated_scores", info),
+        **labels,
+    )
+
+
+class RecordChecker:
+    """The rules of the format; each method returns the checked value or raises a DataError that begins with `where`."""
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def fail(self, found: str, expected: str, advice: str) -> None:
+        """Raises the error."""
+        raise DataError(self.where, found, expected, advice)
+
+    def keys(self, value: Any, required: Sequence[str], known: Sequence[str], name: str) -> None:
+        """An object that has all of `required` and nothing beside `known`."""
+        if not isinstance(value, dict):
+            self.fail(f"{_short(value)} as the {name}", "a JSON object", "Write one object per line.")
+        for key in value:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                advice = f"Did you mean {close[0]!r}?" if close else "Remove it, or put it into another file."
+                self.fail(f"the unknown key {key!r} in the {name}", f"only the keys {', '.join(known)}", advice)
+        missing = [key for key in required if key not in value]
+        if missing:
+            self.fail(
+                f"no {', '.join(map(repr, missing))} in the {name}",
+                f"the keys {', '.join(required)}",
+                "Write null or [] for what is absent; an absent key is taken for a mistake.",
+            )
+
+    def text(self, value: Any, name: str) -> str:
+        """A non-empty string that UTF-8 can hold."""
+        if not isinstance(value, str) or not value:
+            self.fail(f"{_short(value)} in {name!r}", "a non-empty string", "Give the text itself.")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(
+                f"a lone surrogate in {name!r}", "text that is valid UTF-8", "Repair the escape in the source file."
+            )
+        return value
+
+    def optional_text(self, value: Any, name: str) -> str | None:
+        """A string or None."""
+        return None if value is None else self.text(value, name)
+
+    def texts(self, value: Any, name: str) -> tuple[str, ...]:
+        """A list of non-empty strings."""
+        if not isinstance(value, list):
+            self.fail(f"{_short(value)} in {name!r}", "a list of strings", "Write [] where there are none.")
+        return tuple(self.text(item, f"{name}[{index}]") for index, item in enumerate(value))
+
+    def member(self, value: Any, name: str, known: Sequence[str]) -> str:
+        """One of `known`."""
+        if value not in known:
+            self.fail(
+                f"the unknown {name} {_short(value)}",
+                f"one of {', '.join(known)}",
+                f"Correct it, or add it to the labels of {DATASET_FILE}.",
+            )
+        return value
+
+    def tags(self, value: Any, tokens: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
+        """One known tag per token."""
+        tags = self.texts(value, "tags")
+        if len(tags) != len(tokens):
+            self.fail(f"{len(tags)} tags for {len(tokens)} tokens", "one tag per token", "Align 'tags' with 'tokens'.")
+        return tuple(self.member(tag, "tag", info.tag_set) for tag in tags)
+
+    def span(self, value: Any, name: str, length: int) -> Span:
+        """A half-open range of tokens."""
+        whole = isinstance(value, list) and len(value) == 2
+        if not whole or any(isinstance(part, bool) or not isinstance(part, int) for part in value):
+            self.fail(
+                f"{_short(value)} in {name!r}", "[start, end) as two integers", "Count tokens from 0; end excluded."
+            )
+        if not 0 <= value[0] < value[1] <= length:
+            self.fail(f"{value} in {name!r}", f"0 <= start < end <= {length}", "Count tokens from 0; end is excluded.")
+        return value[0], value[1]
+
+    def numbers(self, value: Any, name: str, count: int) -> tuple[float, ...]:
+        """Exactly `count` finite numbers."""
+        if not isinstance(value, list) or len(value) != count:
+            self.fail(f"{_short(value)} in {name!r}", f"a list of {count} numbers", "See the format of a record.")
+        for number in value:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                self.fail(f"{_short(number)} in {name!r}", f"{count} finite numbers", "Write null if they are unknown.")
+        return tuple(float(number) for number in value)
+
+    def boxes(self, value: Any, name: str) -> tuple[Box, ...]:
+        """A list of boxes."""
+        if not isinstance(value, list):
+            self.fail(f"{_short(value)} in {name!r}", "a list of boxes", "Write [] where there are none.")
+        return tuple(self.box(box, f"{name}[{index}]") for index, box in enumerate(value))
+
+    def box(self, value: Any, name: str) -> Box:
+        """A box inside the picture, with an area."""
+        x1, y1, x2, y2 = self.numbers(value, name, 4)
+        expected = "x1, y1, x2, y2 with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 (fractions of width and height)"
+        if min(x1, y1, x2, y2) < 0 or max(x1, y1, x2, y2) > 1:
+            self.fail(
+                f"the box {value} outside the picture in {name!r}", expected, "Divide pixels by width and height."
+            )
+        if not (x1 < x2 and y1 < y2):
+            self.fail(f"the box {value} without area in {name!r}", expected, "Drop it, or correct the order.")
+        return x1, y1, x2, y2
+
+    def scores(self, value: Any, name: str, info: DatasetInfo) -> Scores | None:
+        """Three scores that sum to 1, or None."""
+        if value is None:
+            return None
+        weaken, complement, strengthen = self.numbers(value, name, 3)
+        total = weaken + complement + strengthen
+        if min(weaken, complement, strengthen) < 0 or abs(total - 1) > SCORE_TOLERANCE:
+            self.fail(
+                f"{name!r} {value} with the sum {total:.6g}",
+                f"weaken, complement, strengthen >= 0 that sum to 1 within {SCORE_TOLERANCE}",
+                "Write the softmax, not logits; null if they are unknown.",
+            )
+        if info.renormalised_scores and weaken != 0:
+            self.fail(
+                f"weaken = {weaken} in {name!r}",
+                "weaken = 0, because dataset.json says that the scores are renormalised (weaken unknown)",
+                "Set renormalised_scores to false if weaken is known.",
+            )
+        return weaken, complement, strengthen
+
+    def picture(self, value: Any, name: str, root: Path | None) -> str:
+        """A relative path that stays inside `root` and exists there; not looked up without `root`."""
+        path = self.text(value, name)
+        if os.path.isabs(path) or "\\" in path or ".." in path.split("/"):
+            self.fail(
+                f"the path {path!r} in {name!r}", "a path inside the data set's folder", "Copy the picture there."
+            )
+        if root is None:
+            return path
+        real, base = os.path.realpath(root / path), os.path.realpath(root)
+        if os.path.commonpath([real, base]) != base:
+            self.fail(f"{path!r} in {name!r}, which leads out of {base}", "a file inside it", "Copy the picture there.")
+        if not os.path.isfile(real):
+            self.fail(f"no file {path!r} under {root}", f"the picture of {name!r}", "Add it, or write null.")
+        return path
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

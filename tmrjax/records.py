@@ -1,0 +1,365 @@
+"""The prepared-data format: one JSON record per post, checked on the way in and on the way out.
+
+The paper's section 4.1 names the data (Twitter-2015, Twitter-2017, MNRE); DESIGN.md section 4 fixes how they are
+stored here. A data set is a folder::
+
+    dataset.json                         name, task, labels, how each stage was done, SHA-256 of every JSONL file
+    train.jsonl  dev.jsonl  test.jsonl   one record per line (:class:`Record`)
+    images/  generated/                  the pictures the records name, by paths relative to the folder
+
+Needs only the standard library. The rules of a single record are in :mod:`tmrjax.record_schema`; its names are
+offered here too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256, write_atomic
+from tmrjax.record_schema import (
+    DATASET_FILE,
+    SCORE_TOLERANCE,
+    TASKS,
+    Box,
+    DatasetInfo,
+    Generated,
+    Record,
+    RecordChecker,
+    Scores,
+    Span,
+    record_from_json,
+    record_to_json,
+)
+
+__all__ = [
+    "DATASET_FILE",
+    "SCORE_TOLERANCE",
+    "SKIPPED_FILE",
+    "SPLITS",
+    "TASKS",
+    "Box",
+    "DataError",
+    "Dataset",
+    "DatasetInfo",
+    "Generated",
+    "Record",
+    "Scores",
+    "Skipped",
+    "Span",
+    "completeness",
+    "completeness_table",
+    "jsonl_bytes",
+    "parse_json",
+    "read_dataset",
+    "read_records",
+    "record_from_json",
+    "record_to_json",
+    "refresh_hashes",
+    "write_atomic",
+    "write_dataset",
+]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "dev", "test")
+SKIPPED_FILE = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that `on_error="skip"` dropped: its file, 1-based line, id when it could be read, and the error."""
+
+    file: str
+    line: int
+    id: str | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; `splits` maps "train", "dev", "test" to records, `skipped` lists what was dropped."""
+
+    root: Path
+    info: DatasetInfo
+    splits: dict[str, tuple[Record, ...]]
+    skipped: tuple[Skipped, ...] = ()
+
+    def path(self, relative: str) -> Path:
+        """The file behind a path of a record."""
+        return self.root / relative
+
+
+# ------------------------------------------------------------------ one file
+
+
+def read_records(
+    path: str | os.PathLike,
+    info: DatasetInfo,
+    *,
+    root: str | os.PathLike | None = None,
+    require_labels: bool = True,
+    on_error: str = "raise",
+    skipped: list[Skipped] | None = None,
+    seen: dict[str, str] | None = None,
+) -> list[Record]:
+    """Reads and checks one JSONL file.
+
+    `root` is the folder of the pictures (default: the file's own). `on_error="skip"` drops a bad record and appends
+    it to `skipped`; "raise" stops at the first with :class:`DataError`. `seen` maps the ids met so far to where they
+    stood, so that several files can be read as one set. Lines end with LF; a token may hold any other Unicode line
+    separator.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    path = Path(path)
+    seen = {} if seen is None else seen
+    records = []
+    lines = read_bytes(path).split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        identifier = None
+        try:
+            value = parse_json(line, where)
+            identifier = value.get("id") if isinstance(value, dict) else None
+            folder = path.parent if root is None else Path(root)
+            record = record_from_json(value, info, where=where, root=folder, require_labels=require_labels)
+            if record.id in seen:
+                raise DataError(
+                    where,
+                    f"the id {record.id!r} again, first at {seen[record.id]}",
+                    "an id once",
+                    "Rename or drop one of them.",
+                )
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            if skipped is not None:
+                skipped.append(
+                    Skipped(path.name, number, identifier if isinstance(identifier, str) else None, str(error))
+                )
+            logger.warning("skipped: %s", error)
+            continue
+        seen[record.id] = where
+        records.append(record)
+    return records
+
+
+# ------------------------------------------------------------------ one data set
+
+
+def read_info(root: str | os.PathLike) -> DatasetInfo:
+    """Reads and checks `dataset.json`; raises :class:`DataError`."""
+    path = Path(root) / DATASET_FILE
+    if not path.is_file():
+        raise DataError(
+            path,
+            "no such file",
+            "the folder of a prepared data set",
+            "Prepare one with data_prep/, or correct the path.",
+        )
+    return _info_from_json(parse_json(read_bytes(path), str(path)), str(path))
+
+
+def _info_from_json(value: Any, where: str) -> DatasetInfo:
+    check = RecordChecker(where)
+    known = tuple(item.name for item in dataclasses.fields(DatasetInfo))
+    check.keys(value, known, known, DATASET_FILE)
+    labels = check.texts(value["labels"], "labels")
+    if not labels or len(set(labels)) != len(labels):
+        check.fail(f"the labels {list(labels)}", "at least one label, each once", "Correct 'labels'.")
+    for key in ("leaky_phrases", "renormalised_scores", "synthetic"):
+        if not isinstance(value[key], bool):
+            check.fail(f"{value[key]!r} in {key!r}", "true or false", f"Correct {key!r}.")
+    for key in ("stages", "files"):
+        if not isinstance(value[key], dict):
+            check.fail(f"{type(value[key]).__name__} in {key!r}", "a JSON object", f"Correct {key!r}.")
+    return DatasetInfo(
+        name=check.text(value["name"], "name"),
+        task=check.member(value["task"], "task", TASKS),
+        labels=labels,
+        **{key: value[key] for key in ("leaky_phrases", "renormalised_scores", "synthetic", "stages")},
+        files={
+            check.text(name, "files"): check.text(digest, f"files.{name}") for name, digest in value["files"].items()
+        },
+    )
+
+
+def read_dataset(
+    root: str | os.PathLike,
+    *,
+    on_error: str = "raise",
+    splits: Sequence[str] | None = None,
+    verify_hashes: bool = True,
+) -> Dataset:
+    """Reads a prepared data set and checks every rule of it.
+
+    `splits` (default: all that `dataset.json` lists) chooses files. With `verify_hashes` a JSONL file whose SHA-256
+    is not the recorded one raises: it was edited after preparation. `on_error="skip"` drops bad records, counts them
+    in `Dataset.skipped` and lists them in `skipped.jsonl`; `dataset.json`, a missing file and a wrong hash raise in
+    any case. Ids are unique over all splits read.
+    """
+    root = Path(root)
+    info = read_info(root)
+    listed = [split for split in SPLITS if f"{split}.jsonl" in info.files]
+    unknown = [split for split in splits or () if split not in listed]
+    if unknown or not listed:
+        wanted = ", ".join(unknown) or "any split"
+        raise DataError(
+            root / DATASET_FILE,
+            f"no entry for {wanted} in 'files'",
+            f"splits out of {listed}",
+            "Ask for those, or add it.",
+        )
+    skipped: list[Skipped] = []
+    seen: dict[str, str] = {}
+    records = {}
+    for split in listed if splits is None else splits:
+        path = root / f"{split}.jsonl"
+        if verify_hashes:
+            _verify_hash(path, info.files[path.name])
+        records[split] = tuple(read_records(path, info, on_error=on_error, skipped=skipped, seen=seen))
+    report = root / SKIPPED_FILE
+    if skipped or (on_error == "skip" and report.exists()):  # an old report must not outlive its cause
+        write_atomic(report, jsonl_bytes(dataclasses.asdict(item) for item in skipped))
+        logger.warning("%d records skipped, listed in %s", len(skipped), report)
+    return Dataset(root, info, records, tuple(skipped))
+
+
+def _verify_hash(path: Path, recorded: str) -> None:
+    actual = sha256(read_bytes(path))
+    if actual != recorded:
+        refresh = f"python -c \"from tmrjax.records import refresh_hashes; refresh_hashes('{path.parent}')\""
+        raise DataError(
+            path,
+            f"the SHA-256 {actual[:12]}…",
+            f"{recorded[:12]}… as recorded in {DATASET_FILE}: the file was edited after preparation",
+            f"Prepare the set again, or accept the edit with: {refresh}",
+        )
+
+
+def refresh_hashes(root: str | os.PathLike) -> Dataset:
+    """Accepts JSONL files edited by hand: checks every record, then writes their new SHA-256 into `dataset.json`."""
+    dataset = read_dataset(root, verify_hashes=False)
+    files = {name: sha256(read_bytes(dataset.root / name)) for name in dataset.info.files}
+    info = dataclasses.replace(dataset.info, files=files)
+    _write_info(dataset.root, info)
+    return dataclasses.replace(dataset, info=info)
+
+
+def write_dataset(
+    root: str | os.PathLike, info: DatasetInfo | Mapping[str, Any], splits: Mapping[str, Sequence[Record]]
+) -> DatasetInfo:
+    """Writes `dataset.json` and one JSONL file per split; returns the info with the hashes filled in.
+
+    `info` is a :class:`DatasetInfo` or the keyword arguments of one; its `files` are replaced. The pictures must lie
+    in `root` already: every record is checked as the reader will check it. Each file is replaced atomically and
+    `dataset.json` comes last, so an interrupted call leaves a set whose hashes do not fit, which :func:`read_dataset`
+    reports. Raises :class:`DataError`.
+    """
+    root = Path(root)
+    info = info if isinstance(info, DatasetInfo) else DatasetInfo(**info)
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown:
+        raise DataError(
+            root,
+            f"the split {unknown[0]!r}",
+            f"splits out of {SPLITS}",
+            "Rename it: dev is for choosing, test for reporting.",
+        )
+    seen: dict[str, str] = {}
+    contents = {}
+    for split, records in splits.items():
+        name = f"{split}.jsonl"
+        objects = [record_to_json(record, info.task) for record in records]
+        for number, item in enumerate(objects, start=1):
+            where = f"{root / name}:{number}"
+            identifier = record_from_json(item, info, where=where, root=root).id
+            if identifier in seen:
+                raise DataError(
+                    where, f"the id {identifier!r} again, first at {seen[identifier]}", "an id once", "Rename one."
+                )
+            seen[identifier] = where
+        contents[name] = jsonl_bytes(objects)
+    info = dataclasses.replace(info, files={name: sha256(data) for name, data in contents.items()})
+    _info_from_json(json.loads(_info_bytes(info)), str(root / DATASET_FILE))
+    root.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        write_atomic(root / name, data)
+    _write_info(root, info)
+    return info
+
+
+def _info_bytes(info: DatasetInfo) -> bytes:
+    return (json.dumps(dataclasses.asdict(info), ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _write_info(root: Path, info: DatasetInfo) -> None:
+    write_atomic(root / DATASET_FILE, _info_bytes(info))
+
+
+# ------------------------------------------------------------------ what is there
+
+
+def completeness(records: Iterable[Record]) -> dict[str, int]:
+    """Counts what records have and lack, in the order of the printed table.
+
+    `orphan inside tags` are I- tags without a fitting predecessor: allowed (Twitter-2015 has them), and a strict scorer
+    takes them for no entity while a lenient one opens an entity there.
+    """
+    counts = dict.fromkeys(
+        (
+            "records",
+            "tokens",
+            "entities (B- tags)",
+            "orphan inside tags",
+            "without an entity",
+            "without a picture",
+            "without regions",
+            "without a generated picture",
+            "without generated regions",
+            "without phrases",
+            "without scores",
+            "without generated scores",
+        ),
+        0,
+    )
+    for record in records:
+        tags = record.tags or ()
+        counts["records"] += 1
+        counts["tokens"] += len(record.tokens)
+        counts["entities (B- tags)"] += sum(tag.startswith("B-") for tag in tags)
+        counts["orphan inside tags"] += sum(
+            tag.startswith("I-") and before[2:] != tag[2:] for before, tag in zip(("O", *tags), tags, strict=False)
+        )
+        counts["without an entity"] += record.tags is not None and all(tag == "O" for tag in tags)
+        counts["without a picture"] += record.image is None
+        counts["without regions"] += not record.regions
+        counts["without a generated picture"] += record.generated is None
+        counts["without generated regions"] += record.generated is None or not record.generated.regions
+        counts["without phrases"] += not record.phrases
+        counts["without scores"] += record.scores is None
+        counts["without generated scores"] += record.generated_scores is None
+    return counts
+
+
+def completeness_table(dataset: Dataset) -> str:
+    """The counts of :func:`completeness` as text, one column per split, and what the data set says of itself."""
+    columns = {split: completeness(records) for split, records in dataset.splits.items()}
+    info = dataset.info
+    marks = [name for name in ("synthetic", "leaky_phrases", "renormalised_scores") if getattr(info, name)]
+    lines = [f"{info.name} ({info.task}: {', '.join(info.labels)})" + (f"  [{', '.join(marks)}]" if marks else "")]
+    lines.append(f"{'':30s}" + "".join(f"{split:>9s}" for split in columns))
+    for row in completeness(()):
+        lines.append(f"{row:30s}" + "".join(f"{column[row]:9d}" for column in columns.values()))
+    if dataset.skipped:
+        lines.append(f"skipped records: {len(dataset.skipped)}, listed in {dataset.root / SKIPPED_FILE}")
+    return "\n".join(lines)
