@@ -1,0 +1,251 @@
+"""Makes the demo data: a generated, fully labelled NER world with drawn pictures. Synthetic; it says nothing about
+real posts.
+
+    python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0
+
+Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set of DESIGN.md section 4 the
+folder gets `encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights) and
+`world.jsonl`: the truth behind every post, for oracles and tests; training never reads it. The same options give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import string
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+if __package__ in (None, ""):  # run as a script from the repository's root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_prep import demo_drawer, demo_words, demo_world
+from data_prep.demo_world import Post, Shown, World
+from tmrjax import __version__
+from tmrjax.records import (
+    DATASET_FILE,
+    DataError,
+    Dataset,
+    DatasetInfo,
+    Generated,
+    Record,
+    completeness_table,
+    jsonl_bytes,
+    read_dataset,
+    write_dataset,
+)
+
+SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
+NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed
+NOTICE = (
+    "SYNTHETIC DATA: a generated world with drawn pictures. Figures on it show that the program works, nothing more."
+)
+OWN_FILES = {
+    *(f"{split}.jsonl" for split in SHARES),
+    *(DATASET_FILE, "skipped.jsonl", "world.jsonl", "images", "generated", "encoder", "picture_encoder"),
+}
+
+ENCODER_CONFIG = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 128,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+PICTURE_ENCODER_CONFIG = {
+    "architectures": ["ResNetModel"],
+    "model_type": "resnet",
+    "num_channels": 3,
+    "embedding_size": 16,
+    "hidden_sizes": [32, 48, 64, 96],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "image_size": demo_drawer.SIZE,
+}
+
+
+def make_demo(out: str | Path, *, posts: int = 2400, misalignment: float = 0.6, seed: int = 0) -> Dataset:
+    """Writes the demo world to the folder `out` and returns it as read back; a demo that lies there is replaced.
+
+    `posts` are split 70/15/15 into train, dev and test; `misalignment` in [0, 1] is the share of misleading original
+    pictures. Raises ValueError for options out of range and :class:`DataError` if `out` holds anything that is not a
+    demo's.
+    """
+    if posts < 20 or not 0 <= misalignment <= 1 or seed < 0:
+        raise ValueError(
+            f"posts={posts}, misalignment={misalignment}, seed={seed}: "
+            "expected posts >= 20, 0 <= misalignment <= 1 and seed >= 0"
+        )
+    out = Path(out)
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in OWN_FILES) if out.is_dir() else []
+    if foreign or (out.is_dir() and any(out.iterdir()) and not _is_demo(out)):
+        found = ", ".join(foreign[:5]) or "another data set"
+        raise DataError(out, found, "an empty folder or an older demo", "Name another --out, or clear this one.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        _build(building, posts, misalignment, seed)
+        read_dataset(building)
+        building.chmod(0o755)
+        if out.is_dir():
+            shutil.rmtree(out)
+        building.rename(out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return read_dataset(out)
+
+
+def _is_demo(folder: Path) -> bool:
+    try:
+        return (
+            json.loads((folder / DATASET_FILE).read_text())["stages"]["make_demo"]["tool"] == "data_prep/make_demo.py"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
+    for name in ("images", "generated", "encoder", "picture_encoder"):
+        (folder / name).mkdir()
+    world = World(seed)
+    counts = {split: round(share * posts) for split, share in SHARES.items()}
+    counts["train"] = posts - counts["dev"] - counts["test"]
+    splits, truths = {}, []
+    for number, (split, count) in enumerate(counts.items()):
+        records = []
+        for index, post in enumerate(world.posts(split, count)):
+            generator = np.random.default_rng([seed, 3, number, index])
+            original = demo_world.original_picture(post, misalignment, generator)
+            image, regions = _draw(folder, f"images/{post.id}.jpg", original, generator)
+            drawn = demo_world.generated_picture(post, generator)
+            drawn_image, drawn_regions = _draw(folder, f"generated/{post.id}.jpg", drawn, generator)
+            records.append(_record(post, seed, original, (image, regions), drawn, (drawn_image, drawn_regions)))
+            truths.append(_truth(post, original, drawn))
+        splits[split] = records
+    (folder / "world.jsonl").write_bytes(jsonl_bytes(truths))
+    _write_encoders(folder, world)
+    options = {"posts": posts, "misalignment": misalignment, "seed": seed}
+    stage = {"tool": "data_prep/make_demo.py", "version": __version__, "options": options, "counts": counts}
+    info = DatasetInfo(
+        name="demo",
+        task="ner",
+        labels=demo_words.ENTITY_TYPES,
+        synthetic=True,
+        stages={"make_demo": {**stage, "notice": NOTICE}},
+    )
+    write_dataset(folder, info, splits)
+
+
+def _draw(folder: Path, path: str, picture: Shown | None, generator: np.random.Generator):
+    """The path of the drawn picture and the boxes of its objects; (None, ()) where there is no picture."""
+    if picture is None:
+        return None, ()
+    drawing = demo_drawer.draw(picture.scene, generator)
+    (folder / path).write_bytes(demo_drawer.encode(drawing.picture))
+    return path, () if generator.random() < NO_REGIONS_SHARE else drawing.regions
+
+
+def _record(post: Post, seed: int, original: Shown | None, file, drawn: Shown | None, drawn_file) -> Record:
+    image, regions = file
+    return Record(
+        id=post.id,
+        tokens=post.tokens,
+        tags=post.tags,
+        image=image,
+        regions=regions,
+        phrases=post.phrases,
+        generated=None if drawn is None else Generated(*drawn_file, " ".join(post.tokens), seed, "demo drawer"),
+        scores=None if original is None else original.scores,
+        generated_scores=None if drawn is None else drawn.scores,
+    )
+
+
+def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
+    return {
+        "id": post.id,
+        "type": post.type,
+        "name": post.name,
+        "name_seen": post.name_seen,
+        "hint": post.hint,
+        "hint_seen": post.hint_seen,
+        "second": post.second,
+        "scene": original and original.scene,
+        "relation": original and original.relation,
+        "generated_scene": drawn and drawn.scene,
+        "generated_relation": drawn and drawn.relation,
+    }
+
+
+def vocabulary() -> list[str]:
+    """A word-piece vocabulary that knows every word of the world and every character it uses, so that nothing is
+    unknown.
+    """
+    texts = [
+        *(" ".join(name) for name in demo_words.NAMES),
+        *(word for words in demo_words.CONTEXT_WORDS.values() for word in words),
+        *(demo_words.NEUTRAL_WORDS + demo_words.OPENERS + demo_words.LINKS + demo_words.CLOSERS),
+        *(demo_words.FILLERS + demo_words.NO_ENTITY + demo_words.SURNAMES + demo_words.HASHTAGS),
+        *(part for forms in demo_words.MARKED_FORMS.values() for form in forms for part in form if part),
+        *(link for links in demo_words.SECOND_LINKS.values() for link in links),
+        "the user https co",
+    ]
+    words = sorted({word for text in texts for word in text.lower().replace("#", " ").split() if word.isalpha()})
+    emoji = sorted({character for symbol in demo_words.EMOJI for character in symbol if character != "\u200d"})
+    characters = [*string.digits, *string.ascii_lowercase, *string.punctuation, *emoji]
+    special = ["[PAD]", "[unused0]", "[unused1]", "[unused2]", "[unused3]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [word for word in words if word not in characters]
+    return [*special, *words, *characters, *(f"##{character}" for character in characters)]
+
+
+def _write_encoders(folder: Path, world: World) -> None:
+    pieces = vocabulary()
+    (folder / "encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    files = {
+        "encoder/config.json": {**ENCODER_CONFIG, "vocab_size": len(pieces)},
+        "encoder/tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
+        "picture_encoder/config.json": PICTURE_ENCODER_CONFIG,
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], epilog=NOTICE)
+    parser.add_argument("--out", required=True, help="folder to write; an older demo in it is replaced")
+    parser.add_argument(
+        "--posts", type=int, default=2400, help="number of posts over all splits (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--misalignment", type=float, default=0.6, help="share of misleading pictures (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    options = parser.parse_args()
+    print(f"{NOTICE}\n")
+    try:
+        dataset = make_demo(**vars(options))
+    except (ValueError, OSError) as error:
+        sys.exit(f"make_demo: {error}")
+    print(completeness_table(dataset))
+    print(f"\n{NOTICE}\nwritten to {dataset.root}")
+
+
+if __name__ == "__main__":
+    main()
