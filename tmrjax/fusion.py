@@ -1,0 +1,125 @@
+"""Weighting and joining the two grains of a picture: Eq. 2, Eq. 4 and Eq. 7 (§3.3 to §3.5).
+
+Two changes of ours to the paper's literal formula, switched off by ``literal=True`` and listed in the README:
+a grain is the LayerNorm of the *mean* over the attended states plus their visual states, instead of the bare sum over
+49 patches. The sum makes G some fifty times as large as the text states beside it, and a sum of text states alone
+hides the picture behind the attention weights (the released code adds the visual states too, R4). The norm comes
+before Eq. 4, never after it: there it would undo the weights.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tmrjax.attention import MultiHeadAttention, cross_modal_attention
+from tmrjax.encoders.dropout import Dropout
+
+GRAINS = ("fine", "coarse")
+
+# Scores that turn Eq. 4 into Eq. 2: what a post without divergence scores gets, and "w/o MDE".
+NEUTRAL_SCORES = (0.0, 1.0, 1.0)
+
+
+def weight_grains(fine: jax.Array, coarse: jax.Array, scores: jax.Array) -> jax.Array:
+    """Eq. 4: G* = α_strengthen G^fine + α_complement G^coarse.
+
+    Args:
+        fine: G^f [B, D], word-patch correlation.
+        coarse: G^c [B, D], phrase-region correlation.
+        scores: α [B, 3] in the order weaken, complement, strengthen.
+
+    Returns:
+        [B, D] in the dtype of ``fine``.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    if fine.shape != coarse.shape or scores.shape != (fine.shape[0], 3):
+        raise ValueError(f"fine {fine.shape}, coarse {coarse.shape}, scores {scores.shape}: need [B, D] twice, [B, 3]")
+    scores = scores.astype(fine.dtype)
+    return scores[:, 2:3] * fine + scores[:, 1:2] * coarse
+
+
+class GrainFusion(nn.Module):
+    """One picture against its text at two grains: Eq. 1, Eq. 2, Eq. 4. Call it once per picture: the weights are shared.
+
+    Attributes:
+        grains: which grains take part; the paper's ablations leave one out.
+        literal: the paper's bare sum over visual states (see the module's docstring).
+        dtype: of the computation.
+    """
+
+    grains: tuple[str, ...] = GRAINS
+    literal: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def _grain(self, name, text, text_mask, visual, visual_mask):
+        weight = self.param(f"{name}_weight", nn.initializers.lecun_normal(), (text.shape[-1],) * 2)
+        attended = cross_modal_attention(visual, text, text_mask, weight)
+        present = (visual_mask & text_mask.any(-1, keepdims=True))[..., None]
+        if self.literal:
+            return jnp.where(present, attended, 0).sum(1)
+        states = jnp.where(present, attended + visual, 0)
+        mean = states.sum(1) / jnp.maximum(present.sum(1), 1)
+        normalised = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(mean)
+        return jnp.where(present.any(1), normalised, 0)
+
+    @nn.compact
+    def __call__(
+        self,
+        text: jax.Array,
+        text_mask: jax.Array,
+        phrases: jax.Array,
+        phrase_mask: jax.Array,
+        patches: jax.Array,
+        image_mask: jax.Array,
+        regions: jax.Array,
+        region_mask: jax.Array,
+        scores: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """G* of one picture.
+
+        Args:
+            text: T^w [B, T, D] with text_mask [B, T].
+            phrases: T^p [B, P, D] with phrase_mask [B, P].
+            patches: V^s [B, 49, D] with image_mask [B].
+            regions: V^r [B, 3, D] with region_mask [B, 3].
+            scores: α [B, 3], or NEUTRAL_SCORES for Eq. 2.
+
+        Returns:
+            G* [B, D]; whether anything of it is there [B]; {"fine": G^f, "coarse": G^c}.
+        """
+        patch_mask = jnp.broadcast_to(image_mask[:, None], patches.shape[:2])
+        parts = {
+            "fine": (text, text_mask, patches, patch_mask),
+            "coarse": (phrases, phrase_mask, regions, region_mask),
+        }
+        # Both grains create their weights, so that an ablation's checkpoint has the full model's shape.
+        grains = {name: self._grain(name, *arguments) for name, arguments in parts.items()}
+        present = jnp.zeros(image_mask.shape, bool)
+        for name, (_, part_mask, _, visual_mask) in parts.items():
+            if name in self.grains:
+                present |= visual_mask.any(-1) & part_mask.any(-1)
+            else:
+                grains[name] = jnp.zeros_like(grains[name])
+        return weight_grains(grains["fine"], grains["coarse"], scores), present, grains
+
+
+class TextFusion(nn.Module):
+    """Eq. 7: Ḡ = LayerNorm(T^w + MultiHead(Q = T^w, K = V = [G*; G'*])).
+
+    A picture that is not there is masked out of the keys; without any, Ḡ = LayerNorm(T^w).
+    """
+
+    num_heads: int
+    dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: jax.Array, pictures: jax.Array, picture_mask: jax.Array, *, train: bool) -> jax.Array:
+        """T^w [B, T, D], [G*; G'*] [B, 2, D], picture_mask [B, 2] -> [B, T, D]."""
+        attended = MultiHeadAttention(self.num_heads, self.dtype, name="attention")(text, pictures, picture_mask)
+        attended = Dropout(self.dropout)(attended, deterministic=not train)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(text + attended)

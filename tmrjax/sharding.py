@@ -1,0 +1,55 @@
+"""Where arrays live: batches split over a mesh of devices, everything else on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh of one axis over all devices of all processes, or over the first ``num_devices`` of a single process."""
+    devices = jax.devices()
+    if num_devices is not None:
+        if jax.process_count() > 1:
+            raise ValueError("num_devices is for a single process; several processes use all of their devices")
+        if num_devices > len(devices):
+            raise ValueError(f"{num_devices} devices were asked for, but this machine has {len(devices)}")
+        devices = devices[:num_devices]
+    return Mesh(np.asarray(devices), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise ValueError where a batch cannot be divided evenly."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide into {mesh.size} devices times {accumulate} accumulated parts"
+        )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Put a tree of host arrays, equal in every process, on all devices."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Put this process's rows of a batch on its devices; together they are the global batch."""
+    sharding = split_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
