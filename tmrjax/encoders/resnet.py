@@ -138,12 +138,15 @@ class _ConvNorm(nn.Module):
         if train and self.batch_norm == "train":
             y = convolve(x, kernel.astype(self.dtype), self.stride).astype(jnp.float32)
             batch_mean, batch_var, count = _batch_statistics(y, mask)
+            # A batch without any picture uses the running statistics and leaves them as they are.
+            batch_mean = jnp.where(count > 0, batch_mean, mean.value)
+            batch_var = jnp.where(count > 0, batch_var, var.value)
             if not self.is_initializing():
+                momentum = jnp.where(count > 0, _MOMENTUM, 0.0)
                 # PyTorch's running variance is the unbiased one, though the batch is divided by the biased one.
                 unbiased = batch_var * count / jnp.maximum(count - 1, 1)
-                known = count > 0  # a batch without any picture leaves the statistics as they are
-                mean.value = jnp.where(known, (1 - _MOMENTUM) * mean.value + _MOMENTUM * batch_mean, mean.value)
-                var.value = jnp.where(known, (1 - _MOMENTUM) * var.value + _MOMENTUM * unbiased, var.value)
+                mean.value = (1 - momentum) * mean.value + momentum * batch_mean
+                var.value = (1 - momentum) * var.value + momentum * unbiased
             multiplier = scale * lax.rsqrt(batch_var + _EPSILON)
             y = ((y - batch_mean) * multiplier + bias).astype(self.dtype)
         else:
@@ -154,7 +157,10 @@ class _ConvNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block, bottleneck or basic: [N,H,W,C] → [N,⌈H/s⌉,⌈W/s⌉,O]."""
+    """A residual block, bottleneck or basic: [N,H,W,C] → [N,⌈H/s⌉,⌈W/s⌉,O].
+
+    As in transformers the config's activation is the one after the sum (and the stem's); inside the block it is ReLU.
+    """
 
     config: ResNetConfig
     features: int
@@ -166,23 +172,22 @@ class _Block(nn.Module):
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         config = self.config
 
-        def conv(name: str, x: Array, features: int, size: int, stride: int, activation: str | None) -> Array:  # noqa: PLR0917
+        def conv(name: str, x: Array, features: int, size: int, stride: int, activation: str | None) -> Array:
             module = _ConvNorm(features, size, stride, activation, self.dtype, self.batch_norm, name=name)
             return module(x, train=train, mask=mask)
 
-        act = config.hidden_act
         if config.layer_type == "bottleneck":
             inner = self.features // _REDUCTION
             first, second = (self.stride, 1) if config.downsample_in_bottleneck else (1, self.stride)
-            y = conv("conv_1", x, inner, 1, first, act)
-            y = conv("conv_2", y, inner, 3, second, act)
+            y = conv("conv_1", x, inner, 1, first, "relu")
+            y = conv("conv_2", y, inner, 3, second, "relu")
             y = conv("conv_3", y, self.features, 1, 1, None)
         else:
-            y = conv("conv_1", x, self.features, 3, self.stride, act)
+            y = conv("conv_1", x, self.features, 3, self.stride, "relu")
             y = conv("conv_2", y, self.features, 3, 1, None)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv("shortcut", x, self.features, 1, self.stride, None)
-        return ACTIVATIONS[act](y + x)
+        return ACTIVATIONS[config.hidden_act](y + x)
 
 
 class ResNetEncoder(nn.Module):
