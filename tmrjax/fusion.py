@@ -43,7 +43,7 @@ def weight_grains(fine: jax.Array, coarse: jax.Array, scores: jax.Array) -> jax.
 
 
 class GrainFusion(nn.Module):
-    """One picture against its text at two grains: Eq. 1, Eq. 2, Eq. 4. Call it once per picture: the weights are shared.
+    """One picture against its text at two grains: Eq. 1, Eq. 2, Eq. 4; called once per picture, with the same weights.
 
     Attributes:
         grains: which grains take part; the paper's ablations leave one out.

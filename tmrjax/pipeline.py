@@ -1,4 +1,4 @@
-"""From records to batches: tokenise once, bucket by length, shuffle by seed, load pictures in workers, shard by process.
+"""From records to batches: tokenise once, bucket by length, shuffle by seed, load pictures ahead, shard by process.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
 number of workers can resume from. The only module that imports grain.
@@ -149,9 +149,13 @@ class BatchPlan:
 class PictureSource(Protocol):
     """Loads the pictures of one record as the arrays of a model's batch, without masks."""
 
-    def load(self, record: Record) -> dict[str, np.ndarray]: ...
+    prefixes: tuple[str, ...]
 
-    def empty(self) -> dict[str, np.ndarray]: ...
+    def load(self, record: Record) -> dict[str, np.ndarray]:
+        """The arrays of one record, without a batch axis; what it lacks is as in :meth:`empty`."""
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """The arrays of a record without any picture; masks hide them."""
 
 
 def _slots(record: Record, root: Path, prefixes: Sequence[str]) -> Iterator[tuple[str, Path, tuple]]:

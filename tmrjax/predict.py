@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from tmrjax.checkpoints import load_best
 from tmrjax.record_schema import DatasetInfo, Generated, Record, RecordChecker
 from tmrjax.sharding import make_mesh, replicate
@@ -161,5 +160,3 @@ def _entities(text: str, words: Sequence[Word], prediction: Prediction) -> list[
         {"start": start, "end": end, "text": text[start:end], "label": label, "score": probability}
         for (start, end, label), probability in zip(located, prediction.probabilities, strict=True)
     ]
-
-

@@ -152,7 +152,8 @@ class Tokenizer(Protocol):
     cls_token_id: int
     sep_token_id: int
 
-    def __call__(self, text, **kwargs): ...
+    def __call__(self, text, **kwargs):
+        """Encodes a text or, with is_split_into_words, its words."""
 
 
 class WordPieces(NamedTuple):
@@ -207,10 +208,18 @@ def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int
 
 
 def restore_tags(predicted: Sequence[str], words: Sequence[int], length: int) -> list[str]:
-    """Tags of all ``length`` words from those of the scored ``words``; what was cut or has no piece is O."""
+    """Tags of all ``length`` words from those of the scored ``words``; what was cut or has no piece is O.
+
+    A word without a piece inside an entity (a zero-width joiner between two names) belongs to it: otherwise the
+    entity would fall apart into a beginning and an orphan.
+    """
     tags = [OUTSIDE] * length
+    previous = -1
     for tag, word in zip(predicted, words, strict=True):
+        if tag.startswith("I-") and previous >= 0:
+            tags[previous + 1 : word] = [tag] * (word - previous - 1)
         tags[word] = tag
+        previous = word
     return tags
 
 

@@ -1,0 +1,93 @@
+"""From a config to a model with weights: what mner.py needs before its loop, and says when it is not there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tmrjax import convert
+from tmrjax.encoders.bert import BertConfig
+from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.models import model_from_dict
+from tmrjax.pipeline import TextSettings
+from tmrjax.records import Dataset
+from tmrjax.tagger import PictureSettings, Tagger, load_tokenizer
+from tmrjax.tagging import TagSet
+
+logger = logging.getLogger(__name__)
+
+
+def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Path:
+    """The folder of an encoder: the config's, or the one that came with the data set."""
+    folder = Path(setting.folder) if setting.folder else dataset.root / default
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
+            if setting.folder
+            else f"no encoder was given and {folder} does not exist: use --config.{default}.folder=DIR"
+        )
+    if setting.weights not in ("pretrained", "random"):
+        raise ValueError(f"--config.{default}.weights is {setting.weights!r}; expected 'pretrained' or 'random'")
+    return folder
+
+
+def build_tagger(config: ConfigDict, dataset: Dataset) -> Tagger:
+    """The untrained model with its tokenizer and sizes."""
+    if dataset.info.task != config.task:
+        raise ValueError(
+            f"{dataset.root}: a data set for {dataset.info.task!r}, but this experiment is {config.task!r}"
+        )
+    text_folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
+    labels = TagSet(dataset.info.labels)
+    resnet = None
+    if config.model.variant != "text":
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
+        resnet = ResNetConfig.from_dict(convert.read_config(folder))
+    if config.data.feature_cache and resnet is not None and not config.model.freeze_pictures:
+        raise ValueError(
+            "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
+        )
+    release = config.model.variant == "release"
+    buckets = (config.data.max_pieces,) if release else tuple(config.data.buckets)
+    text = TextSettings(config.data.max_pieces, config.data.max_phrase_pieces, piece_tags=release)
+    fields = config.model.to_dict() | {
+        "bert": BertConfig.from_dict(convert.read_config(text_folder)),
+        "resnet": resnet,
+        "num_tags": 13 if release else len(labels),
+        "release_length": config.data.max_pieces if release else None,
+    }
+    return Tagger(
+        model=model_from_dict(fields),
+        labels=labels,
+        tokenizer=load_tokenizer(text_folder),
+        text=text,
+        pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
+        buckets=buckets,
+        constrained=config.constrained_decoding and not release,
+    )
+
+
+def initial_variables(config: ConfigDict, dataset: Dataset, tagger: Tagger) -> dict[str, Any]:
+    """Parameters and BatchNorm statistics before the first step: random by seed, encoders from their folders."""
+    model = tagger.model
+
+    @jax.jit
+    def initialise(key):
+        return model.init(key, tagger.dummy_batch(), train=False)
+
+    variables = jax.tree.map(np.asarray, initialise(jax.random.key(config.seed)))
+    params, statistics = variables["params"], variables.get("batch_stats", {})
+    if config.text_encoder.weights == "pretrained":
+        folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
+        params["bert"] = convert.bert_params(convert.read_state_dict(folder), model.bert)
+    if model.resnet is not None and config.picture_encoder.weights == "pretrained":
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
+        loaded = convert.resnet_params(convert.read_state_dict(folder), model.resnet)
+        params["picture_encoder"]["resnet"] = loaded["params"]
+        statistics["picture_encoder"]["resnet"] = loaded["batch_stats"]
+    return {"params": params, "batch_stats": statistics}

@@ -1,0 +1,259 @@
+"""The one training loop, read from top to bottom: resume, steps, evaluation on dev, checkpoints, test once.
+
+A run is a function of its config and its data: stopped by Ctrl-C, SIGTERM or a power cut and started again with the
+same command, it ends with the same parameters as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from tmrjax.checkpoints import BEST, NEWEST, CheckpointStore, load_best
+from tmrjax.files import write_atomic
+from tmrjax.pipeline import Batches
+from tmrjax.sharding import replicate, shard_batch
+from tmrjax.train import TrainState
+
+logger = logging.getLogger(__name__)
+
+SIGNAL_CHECK_INTERVAL = 10  # steps between agreements of several processes on whether one was told to stop
+
+
+class Interrupted(SystemExit):
+    """The run was told to stop and has saved its state; its code is 128 + the signal's number, as shells expect."""
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM instead of dying of them; a second one falls back to the usual handling."""
+
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self):
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _receive(self, number, _frame):
+        self.received = number
+        signal.signal(number, self._previous[number])
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self, step: int) -> int:
+        """The signal that any process received, known to all of them at the same step; 0 without one."""
+        if jax.process_count() == 1:
+            return self.received
+        if step % SIGNAL_CHECK_INTERVAL:
+            return 0
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.process_allgather(np.int32(self.received)).max())
+
+
+class Metrics:
+    """Numbers of a run to the terminal, to metrics.jsonl and to TensorBoard; process 0 alone writes.
+
+    On resume what was written behind the resumed step is taken back, so that no step is there twice.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+        write_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line for ``step``."""
+        if not self._active:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._active:
+            self._tensorboard.close()
+
+
+class Timer:
+    """Seconds per step, measured over windows that end with a value fetched from the device; compilation apart."""
+
+    def __init__(self):
+        self.windows: list[float] = []
+        self.compile_seconds = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a window."""
+        self._start, self._compiled = time.perf_counter(), self.compile_seconds
+
+    def stop(self, steps: int) -> None:
+        """End a window of ``steps`` steps and begin the next."""
+        seconds = time.perf_counter() - self._start - (self.compile_seconds - self._compiled)
+        self.windows.append(seconds / steps)
+        self.restart()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median over the windows."""
+        return float(np.median(self.windows)) if self.windows else None
+
+
+class Compiled:
+    """A jitted step compiled ahead, once per shape of batch, so that compilation is timed apart from running."""
+
+    def __init__(self, step: Callable, timer: Timer):
+        self._step, self._timer, self._by_shape = step, timer, {}
+
+    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        shape = batch["input_ids"].shape
+        if shape not in self._by_shape:
+            start = time.perf_counter()
+            self._by_shape[shape] = self._step.lower(state, batch).compile()
+            self._timer.compile_seconds += time.perf_counter() - start
+        return self._by_shape[shape](state, batch)
+
+
+def progress_bar(batches: Iterator, total: int, description: str = "evaluate") -> Iterator:
+    """A bar on the terminal of process 0, silent where the output is no terminal."""
+    return tqdm(batches, total=total, desc=description, leave=False, disable=None if jax.process_index() == 0 else True)
+
+
+def train(
+    *,
+    workdir: Path,
+    state: TrainState,
+    step_function: Callable,
+    batches: Batches,
+    evaluate: Callable[[Any], dict[str, float]],
+    meta: dict[str, Any],
+    mesh: Mesh,
+    log_every: int,
+    checkpoint_every: int,
+    num_threads: int,
+    num_workers: int,
+) -> dict[str, Any]:
+    """Train to the end of ``batches``, or resume and do so.
+
+    Args:
+        workdir: where checkpoints and metrics go.
+        state: before the first step, host arrays.
+        step_function: :func:`tmrjax.train.make_train_step`'s.
+        batches: all epochs of this process.
+        evaluate: variables -> {"precision", "recall", "f1"} on dev; the best f1 is kept, the earliest of equals.
+        meta: what a checkpoint holds besides arrays; "config" in it decides whether a workdir belongs to this run.
+        mesh: devices.
+        log_every: steps between lines of metrics.
+        checkpoint_every: steps between checkpoints inside an epoch, 0 for none.
+        num_threads: that prepare batches.
+        num_workers: processes that prepare batches, 0 for none.
+
+    Returns:
+        {"best": {"step", "epoch", "precision", "recall", "f1"}, "seconds_per_step", "compile_seconds", "steps"}.
+
+    Raises:
+        Interrupted: told to stop; the state is saved.
+        FloatingPointError: the loss is no longer finite.
+    """
+    # ---- resume: own workdir, else the given state
+    newest, best_store = CheckpointStore(workdir / NEWEST), CheckpointStore(workdir / BEST)
+    best: dict[str, Any] | None = None
+    step = newest.latest_step() or 0
+    if step:
+        state, saved = newest.restore(state, mesh)
+        best = saved["best"]
+        logger.info("resumed at step %d of %d", step, len(batches))
+    else:
+        state = replicate(state, mesh)
+
+    def save() -> None:
+        newest.save(step, state, {**meta, "best": best})
+
+    # ---- loop
+    metrics, timer = Metrics(workdir, step), Timer()
+    compiled = Compiled(step_function, timer)
+    per_epoch = batches.plan.batches_per_epoch
+    stream = batches.iterate(step, num_threads=num_threads, num_workers=num_workers)
+    silent = None if jax.process_index() == 0 else True
+    bar = tqdm(total=len(batches), initial=step, desc="train", unit="step", disable=silent)
+    pending: list[dict[str, jax.Array]] = []
+    with StopSignal() as stop:
+        timer.restart()
+        for _, batch in stream:
+            state, values = compiled(state, shard_batch(batch, mesh))
+            step += 1
+            pending.append(values)
+            bar.update()
+            end_of_epoch = step % per_epoch == 0
+            if len(pending) == log_every or end_of_epoch:
+                fetched = jax.device_get(pending)
+                timer.stop(len(pending))
+                means = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+                metrics.write(step, means | {"seconds_per_step": timer.windows[-1]})
+                bar.set_postfix(loss=f"{means['loss']:.3f}")
+                pending.clear()
+                if not np.isfinite(means["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {means['loss']} at step {step}: lower the learning rates, or resume from the "
+                        f"checkpoint of step {newest.latest_step()} with another config in another workdir"
+                    )
+            if end_of_epoch:
+                epoch = step // per_epoch
+                scores = evaluate(state.variables)
+                metrics.write(step, {f"dev/{name}": value for name, value in scores.items()} | {"epoch": epoch})
+                tqdm.write(f"epoch {epoch}: dev " + "  ".join(f"{k} {100 * v:.2f}" for k, v in scores.items()))
+                if best is None or scores["f1"] > best["f1"]:
+                    best = {"step": step, "epoch": epoch, **scores}
+                    best_store.save(step, state.variables, {**meta, "best": best})
+            signalled = stop.agreed(step)
+            last = step == len(batches)
+            if end_of_epoch or signalled or (checkpoint_every and step % checkpoint_every == 0):
+                save()
+            if signalled and not last:
+                bar.close()
+                metrics.close()
+                print(f"stopped at step {step} of {len(batches)} and saved; the same command resumes", flush=True)
+                raise Interrupted(128 + signalled)
+            if end_of_epoch:
+                timer.restart()  # evaluation and saving are no part of a step
+    bar.close()
+    metrics.close()
+    newest.close()
+    best_store.close()
+    return {
+        "best": best,
+        "steps": len(batches),
+        "seconds_per_step": timer.seconds_per_step,
+        "compile_seconds": timer.compile_seconds,
+    }
+
+
+def restore_best(workdir: Path, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """The variables of the best epoch on the devices of ``mesh``, and their JSON."""
+    variables, meta = load_best(workdir)
+    return replicate(variables, mesh), meta

@@ -1,0 +1,49 @@
+"""Entities of raw posts with a trained checkpoint.
+
+python experiments/predict.py --workdir=runs/demo/full --input=posts.jsonl --output=entities.jsonl
+
+Each line of the input is a post: {"text": ...} or {"tokens": [...]}, with "image" and "generated_image" (paths relative
+to --root, by default the input's folder), "regions", "phrases", "scores" where there are some.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments import running
+from experiments.loop import progress_bar
+from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, write_atomic
+from tmrjax.predict import Predictor
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_INPUT = flags.DEFINE_string("input", None, "JSONL file of posts.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write.")
+_ROOT = flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Posts at a time.")
+
+
+def main(_) -> None:
+    """Flags in, JSONL out."""
+    running.start()
+    source = Path(_INPUT.value)
+    lines = read_bytes(source).split(b"\n")
+    posts = [parse_json(line, f"{source}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not posts:
+        raise DataError(source, "no post", "one JSON object per line", "Give it at least one.")
+    predictor = Predictor.load(_WORKDIR.value)
+    results = predictor.entities(
+        posts, root=_ROOT.value or source.parent, batch_size=_BATCH_SIZE.value, progress=progress_bar
+    )
+    write_atomic(_OUTPUT.value, jsonl_bytes(results))
+    found = sum(len(result["entities"]) for result in results)
+    print(f"{found} entities in {len(results)} posts written to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "input", "output"])
+    app.run(main)

@@ -1,0 +1,101 @@
+"""What the commands share: flags of a distributed run, workdirs, data of a tagger, evaluation of a split."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from experiments.loop import progress_bar
+from tmrjax.checkpoints import CheckpointError, config_difference
+from tmrjax.files import write_atomic
+from tmrjax.pipeline import Example, PictureSource
+from tmrjax.records import Dataset, Record
+from tmrjax.report import entity_report
+from tmrjax.tagger import Tagger
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; for a run of several processes")
+_PROCESSES = flags.DEFINE_integer("processes", None, "number of processes; empty where the cluster tells it")
+_PROCESS = flags.DEFINE_integer("process", None, "index of this process; empty where the cluster tells it")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, found by jax.distributed (SLURM, TPU, ...)")
+
+
+def start() -> None:
+    """Logging, and the other processes where there are some; call it before anything touches a device."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Write the config into a new workdir, or make sure that this one is of the same run.
+
+    Raises CheckpointError with the keys that differ: resuming with them would mix two runs.
+    """
+    path = workdir / "config.json"
+    current = json.loads(json.dumps(config))
+    if path.exists():
+        difference = config_difference(json.loads(path.read_text(encoding="utf-8")), current)
+        if difference:
+            raise CheckpointError(
+                f"{workdir} belongs to another run; take a new --workdir, or the old config. They differ in:\n  "
+                + "\n  ".join(difference)
+            )
+    elif workdir.exists() and any(entry.name != "tensorboard" for entry in workdir.iterdir()):
+        raise CheckpointError(f"{workdir} is neither empty nor the workdir of a run (no config.json); take another one")
+    elif jax.process_index() == 0:
+        write_json(path, current)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def dataset_meta(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint and a report say of their data."""
+    info = dataset.info
+    return {
+        "name": info.name,
+        "files": dict(info.files),
+        "leaky_phrases": info.leaky_phrases,
+        "renormalised_scores": info.renormalised_scores,
+        "synthetic": info.synthetic,
+        "skipped": len(dataset.skipped),
+    }
+
+
+def picture_source(
+    tagger: Tagger, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
+) -> PictureSource | None:
+    """Pixels, or the feature cache where the config asks for it."""
+    if not data["feature_cache"]:
+        return tagger.pixels(dataset.root)
+    folder = Path(data["feature_cache_folder"] or dataset.root / "features")
+    return tagger.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
+
+
+def evaluate_split(
+    tagger: Tagger,
+    step: Any,
+    variables: Any,
+    examples: Sequence[Example],
+    pictures: PictureSource | None,
+    mesh: Mesh,
+    batch_size: int,
+) -> dict[str, Any]:
+    """The report of one split, all of its posts."""
+    predictions = tagger.predict(
+        step, variables, examples, pictures, mesh, batch_size=batch_size, progress=progress_bar
+    )
+    gold = [list(example.record.tags) for example in examples]
+    return entity_report(gold, [prediction.tags for prediction in predictions])
