@@ -1,0 +1,172 @@
+"""The authors' released NER checkpoints (DESIGN.md R1 to R6) as a ``release`` model and its variables.
+
+Sizes are read from the shapes of the arrays: the released state dict comes without a config.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tmrjax.convert import (
+    BERT_DROPPED,
+    LINEAR,
+    RESNET_DROPPED,
+    Entry,
+    bert_table,
+    fill,
+    resnet_table,
+    shapes_of,
+)
+from tmrjax.encoders.bert import BertConfig
+from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.models import NUM_REGIONS, TMRForNER
+from tmrjax.release import EXTENDED_SIZE
+
+RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name
+
+# Their linear layers beside ours.
+NER_LAYERS = {
+    "linear_pic": "release_fusion/visual_projection",
+    **{
+        f"linear_{letter}_{grain}": f"release_fusion/{role}_{grain}"
+        for letter, role in (("q", "query"), ("k", "key"), ("v", "value"))
+        for grain in ("fine", "coarse")
+    },
+    "linear_extend_pic": "release_fusion/extend",
+    "combine_linear": "release_fusion/combination",
+    "fc": "emission",
+}
+
+
+def bert_config_from_shapes(
+    state_dict: Mapping[str, np.ndarray], prefix: str, num_attention_heads: int | None
+) -> BertConfig:
+    """Sizes of a BERT under ``prefix``; heads are not in the shapes: hidden / 64, as in every released BERT."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if prefix + name not in state_dict:
+            raise ValueError(f"released state dict: {prefix}{name} is missing, from which BERT's size is read")
+        return np.shape(state_dict[prefix + name])
+
+    vocabulary, hidden = shape("embeddings.word_embeddings.weight")
+    if num_attention_heads is None and hidden % 64:
+        raise ValueError(f"hidden size {hidden} is no multiple of 64: give num_attention_heads")
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=_count(state_dict, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
+        num_attention_heads=num_attention_heads or hidden // 64,
+        intermediate_size=shape("encoder.layer.0.intermediate.dense.weight")[0],
+        max_position_embeddings=shape("embeddings.position_embeddings.weight")[0],
+        type_vocab_size=shape("embeddings.token_type_embeddings.weight")[0],
+    )
+
+
+def resnet_config_from_shapes(state_dict: Mapping[str, np.ndarray], prefix: str) -> ResNetConfig | None:
+    """Sizes of a ResNet with timm's names under ``prefix``; None where there is none."""
+    if not any(name.startswith(prefix) for name in state_dict):
+        return None
+    start = re.escape(prefix)
+    bottleneck = f"{prefix}layer1.0.conv3.weight" in state_dict
+    stages = _count(state_dict, rf"{start}layer(\d+)\.", first=1)
+    last = "conv3" if bottleneck else "conv2"
+    try:
+        return ResNetConfig(
+            embedding_size=state_dict[f"{prefix}conv1.weight"].shape[0],
+            hidden_sizes=tuple(state_dict[f"{prefix}layer{i}.0.{last}.weight"].shape[0] for i in range(1, stages + 1)),
+            depths=tuple(_count(state_dict, rf"{start}layer{i}\.(\d+)\.") for i in range(1, stages + 1)),
+            layer_type="bottleneck" if bottleneck else "basic",
+        )
+    except KeyError as missing:
+        raise ValueError(f"released state dict: {missing} is missing, from which the ResNet's size is read") from None
+
+
+def _count(state_dict: Mapping[str, np.ndarray], pattern: str, first: int = 0) -> int:
+    found = {int(match.group(1)) for name in state_dict if (match := re.match(pattern, name))}
+    if found != set(range(first, first + len(found))) or not found:
+        raise ValueError(f"released state dict: numbers {sorted(found)} of {pattern!r} are no row from {first} on")
+    return len(found)
+
+
+def _below(table: list[Entry], theirs: str, ours: str) -> list[Entry]:
+    """The same pairs with ``theirs`` before their names and ``ours`` after the collection of our paths."""
+    result = []
+    for entry in table:
+        collection, path = entry.ours.split("/", 1)
+        result.append(Entry(theirs + entry.theirs, f"{collection}/{ours}/{path}", entry.axes))
+    return result
+
+
+def ner_from_release(
+    state_dict: Mapping[str, np.ndarray], *, num_attention_heads: int | None = None
+) -> tuple[TMRForNER, dict[str, Any]]:
+    """The released NER model: ``model.apply(variables, batch, train=False)``.
+
+    Args:
+        state_dict: name → array, as ``torch.load`` or safetensors give it; without ``model_resnet50.*`` the model
+            takes feature maps only.
+        num_attention_heads: of BERT; hidden / 64 unless given.
+
+    Returns:
+        a ``release`` model of the sizes found, and its variables.
+
+    Raises:
+        ValueError: lists every missing, extra and misshaped name.
+    """
+    bert = bert_config_from_shapes(state_dict, "bert.", num_attention_heads)
+    resnet = resnet_config_from_shapes(state_dict, RESNET_PREFIX)
+    for name in ("linear_extend_pic.weight", "linear_pic.weight", "fc.weight"):
+        if name not in state_dict:
+            raise ValueError(f"released state dict: {name} is missing, from which the model's size is read")
+    length, rest = divmod(len(state_dict["linear_extend_pic.weight"]), EXTENDED_SIZE)
+    if rest:
+        raise ValueError(
+            f"linear_extend_pic.weight has {len(state_dict['linear_extend_pic.weight'])} rows, which is no multiple of "
+            f"{EXTENDED_SIZE}"
+        )
+    model = TMRForNER(
+        bert=bert, num_tags=len(state_dict["fc.weight"]), resnet=resnet, variant="release", release_length=length
+    )
+    table = _below(bert_table(bert), "bert.", "bert")
+    for theirs, ours in NER_LAYERS.items():
+        table += [
+            Entry(f"{theirs}.weight", f"params/{ours}/kernel", LINEAR),
+            Entry(f"{theirs}.bias", f"params/{ours}/bias"),
+        ]
+    # pytorch-crf's transitions are from → to, like ours.
+    table += [
+        Entry(f"crf.{name}", f"params/crf/{name}") for name in ("transitions", "start_transitions", "end_transitions")
+    ]
+    dropped = [rf"bert\.{pattern}" for pattern in BERT_DROPPED]
+    if resnet is not None:
+        table += _below(resnet_table(resnet, names="torchvision"), RESNET_PREFIX, "picture_encoder/resnet")
+        dropped += [re.escape(RESNET_PREFIX) + pattern for pattern in RESNET_DROPPED]
+    shapes = shapes_of(model, _smallest_batch(model, state_dict["linear_pic.weight"].shape[1]), train=False)
+    return model, fill(state_dict, table, shapes, dropped=dropped, what="released NER state dict")
+
+
+def _smallest_batch(model: TMRForNER, feature_size: int) -> dict[str, Any]:
+    """One row with every key, to trace the model with."""
+    length = model.release_length
+    batch: dict[str, Any] = {
+        "input_ids": jnp.zeros((1, length), jnp.int32),
+        "attention_mask": jnp.ones((1, length), bool),
+        "phrase_ids": jnp.zeros((1, 2), jnp.int32),
+        "phrase_mask": jnp.ones((1, 2), bool),
+    }
+    for prefix in model.prefixes:
+        if model.resnet is None:
+            batch[f"{prefix}image_features"] = jnp.zeros((1, 1, feature_size))
+            batch[f"{prefix}region_features"] = jnp.zeros((1, NUM_REGIONS, 1, feature_size))
+        else:
+            batch[f"{prefix}image"] = jnp.zeros((1, 32, 32, 3))
+            batch[f"{prefix}regions"] = jnp.zeros((1, NUM_REGIONS, 32, 32, 3))
+        batch[f"{prefix}image_mask"] = jnp.ones(1, bool)
+        batch[f"{prefix}region_mask"] = jnp.ones((1, NUM_REGIONS), bool)
+        batch[f"{prefix}scores"] = jnp.ones((1, 2))
+    return batch
