@@ -1,0 +1,455 @@
+"""Linear-chain conditional random field: the tag model of MNER (TMR, Eq. 8-9; Lafferty et al., ICML 2001).
+
+A tag sequence y of a sentence with emissions e has the score
+
+    s(y) = start[y_1] + Σ_t e_t[y_t] + Σ_{t>1} transitions[y_{t-1}, y_t] + end[y_n],       p(y) = exp(s(y) − log Z),
+
+and the training loss of Eq. 9 is −log p(gold tags). Everything here is a pure function of arrays: it can be jitted,
+vmapped, differentiated (once, in reverse mode) and sharded over the batch.
+
+Common contract:
+    * `emissions` [B,T,K] in nats, `mask` [B,T] True where valid, `params` a `CRFParams`. Sums are float32 (float64 if
+      an input is float64), also for bf16 or f16 input; gradients come back in the input's own type.
+    * Positions where the mask is False are skipped, as if they were cut out of the sentence: what their emissions and
+      tags hold (NaN, infinity, tag −100) has no influence, and their gradient is 0. The mask need not be a prefix.
+      A row without a valid position is the empty sentence: log Z, score and log p 0, tags and marginals 0, gradient 0.
+    * −inf (or −1e4) in emissions or parameters forbids. Where every path is forbidden, log Z is −inf and the marginals
+      are 0. NaN or +inf at a valid position makes that row NaN.
+    * A tag outside 0..K−1 at a valid position makes that row NaN (under jit no error can be raised).
+
+How it is computed. One scan runs over time on arrays laid out [T,K,B], so that the inner loops run over the batch. The
+forward recursion keeps log-probabilities relative to the best state; only the sum over the previous tag leaves log
+space, as a matrix product with exp(transitions). That loses something only where *every* way into a state lies some
+60 nats below the best conceivable one; the scan keeps the smallest such sum, and where it falls below `_log_floor` the
+recursion is done over with an ordinary log-sum-exp. Both are exact to float error. The gradient is not autodiff through
+the scan but backward smoothing: p(y_{t-1} | y_t, e), applied from the last position to the first, gives the marginals.
+"""
+
+import math
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+_UNROLL = 4  # steps per loop iteration: XLA's loop overhead on CPU is a third of a step at 13 tags
+
+
+class CRFParams(NamedTuple):
+    """Scores of the chain, in nats."""
+
+    transitions: Array
+    """[K,K]: transitions[i, j] is the score of tag j following tag i."""
+    start_transitions: Array
+    """[K]: score of a sentence beginning with each tag."""
+    end_transitions: Array
+    """[K]: score of a sentence ending with each tag."""
+
+
+def log_normalizer(emissions: Array, mask: Array, params: CRFParams) -> Array:
+    """log Z = log Σ_y exp s(y), by the forward algorithm.
+
+    Args:
+        emissions: [B,T,K]. mask: [B,T].
+
+    Returns:
+        [B]. Its gradient is the marginals.
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    return _log_normalizer(emissions, mask, params)
+
+
+def constrained_log_normalizer(emissions: Array, mask: Array, allowed: Array, params: CRFParams) -> Array:
+    """log Σ exp s(y) over the sequences y that use only allowed tags; −inf where there is none.
+
+    exp(constrained_log_normalizer − log_normalizer) is the exact probability that the tags stay inside `allowed`,
+    for instance that one entity stands at one span (Culotta and McCallum, "Confidence Estimation for Information
+    Extraction with Conditional Random Fields", NAACL 2004).
+
+    Args:
+        emissions: [B,T,K]. mask: [B,T]. allowed: bool [B,T,K], ignored where the mask is False.
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    if jnp.shape(allowed) != emissions.shape:
+        raise ValueError(f"allowed has shape {jnp.shape(allowed)}, expected that of emissions, {emissions.shape}")
+    return _log_normalizer(jnp.where(jnp.asarray(allowed, bool), emissions, -jnp.inf), mask, params)
+
+
+def sequence_score(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
+    """s(y), the unnormalised log score of one tag sequence per sentence.
+
+    Args:
+        emissions: [B,T,K]. tags: integer [B,T], 0..K−1 where valid. mask: [B,T].
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both; tags that aren't integers.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    path = _follow(_checked_tags(tags, emissions.shape), mask, len(params.transitions))
+    emitted = jnp.take_along_axis(emissions, path.tags.T[..., None], axis=2)[..., 0].T
+    begins = jnp.arange(mask.shape[1])[:, None] == jnp.argmax(mask, axis=1)
+    step = jnp.where(begins, params.start_transitions[path.first], params.transitions[path.previous, path.tags])
+    score = _pairwise_sum(jnp.where(mask.T, emitted + step, 0.0)) + params.end_transitions[path.last]
+    return jnp.where(mask.any(1), score, 0.0) + path.fault
+
+
+def log_likelihood(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
+    """log p(y) = s(y) − log Z of one tag sequence per sentence, never positive; the loss of Eq. 9 is its negated mean.
+
+    More accurate than `sequence_score − log_normalizer`, whose difference cancels in long sentences: here score and
+    normaliser are subtracted position by position.
+
+    Args:
+        emissions: [B,T,K]. tags: integer [B,T], 0..K−1 where valid. mask: [B,T].
+
+    Returns:
+        [B]; −inf where the sequence is forbidden.
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both; tags that aren't integers.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    return _log_likelihood(emissions, _checked_tags(tags, emissions.shape), mask, params)
+
+
+def marginals(emissions: Array, mask: Array, params: CRFParams) -> Array:
+    """p(y_t = k), by forward filtering and backward smoothing.
+
+    Args:
+        emissions: [B,T,K]. mask: [B,T].
+
+    Returns:
+        [B,T,K], summing to 1 over K where the mask is True, 0 elsewhere and where every path is forbidden.
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    relative, column_peak = _relative(params.transitions)
+    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
+    filtered = _filter_forward(chain, relative, params.end_transitions)
+    expected = _smooth_backward(chain, filtered, relative, jnp.ones_like(filtered.tail))
+    return jnp.transpose(expected.positions, (2, 0, 1))
+
+
+def viterbi_decode(emissions: Array, mask: Array, params: CRFParams) -> tuple[Array, Array]:
+    """The best tag sequence argmax_y s(y) and its score.
+
+    Equal scores go to the lowest tag, decided from the last position to the first: the lowest last tag among the best,
+    then its lowest best predecessor, and so on (as pytorch-crf).
+
+    Args:
+        emissions: [B,T,K]. mask: [B,T].
+
+    Returns:
+        tags int32 [B,T], 0 where the mask is False, and `sequence_score` of these tags, [B] (−inf where every path is
+        forbidden; the tags mean nothing then). The score can be differentiated.
+
+    Raises:
+        ValueError: shapes that don't belong together, naming both.
+    """
+    emissions, mask, params = _checked(emissions, mask, params)
+    num_tags = emissions.shape[2]
+    transitions, start, ending = lax.stop_gradient(params)
+    chain = _lay_out(lax.stop_gradient(emissions), mask, start, 0.0)
+
+    def advance(best, step):
+        local, linked, valid = step
+        ways = (best[i] + transitions[i, :, None] for i in range(num_tags))  # XLA vectorises these, not a reduction
+        arriving = reduce(jnp.maximum, ways)
+        score = jnp.where(linked, arriving, 0.0) + local
+        score = jnp.where(valid, score - _finite(jnp.max(score, 0)), best)
+        return score, score
+
+    def trace_back(onward, step):
+        best, valid = step
+        tag = jnp.argmax(best + onward, axis=0)
+        return jnp.where(valid, transitions.T[tag].T, onward), tag
+
+    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3], unroll=_UNROLL)
+    onward = jnp.zeros_like(chain.local[0]) + ending[:, None]
+    _, tags = lax.scan(trace_back, onward, (best, chain.valid), reverse=True, unroll=_UNROLL)
+    tags = jnp.where(mask, tags.T, 0).astype(jnp.int32)
+    return tags, sequence_score(emissions, tags, mask, params)
+
+
+class _Chain(NamedTuple):
+    """The inputs of the recursions, time first and batch last."""
+
+    local: Array  # [T,K,B]: emissions relative to the position's best; plus start_transitions where the sentence begins
+    linked: Array  # [T,B]: valid, and with a valid position before it
+    valid: Array  # [T,B]
+    peak: Array  # [T,B]: what was subtracted from the emissions; 0 where not valid
+
+
+class _Path(NamedTuple):
+    """One tag sequence per sentence, time first."""
+
+    tags: Array  # [T,B], brought into range
+    previous: Array  # [T,B]: tag of the valid position before
+    first: Array  # [B]
+    last: Array  # [B]
+    fault: Array  # [B]: 0, or NaN where a tag at a valid position is out of range
+
+
+class _Filtered(NamedTuple):
+    """What the forward recursion leaves for the backward one."""
+
+    before: Array  # [T,K,B]: log p(tag of the valid position before t | emissions up to it) + constant, maximum 0
+    arriving: Array  # [T,K,B]: log Σ_i exp(before[i] + transitions[i,j] − max_i transitions[i,j])
+    shift: Array  # [T,B]: log Z = Σ_t (peak_t + shift_t) + tail; −inf from where every path is forbidden
+    ending: Array  # [K,B]: log p(last tag | emissions)
+    tail: Array  # [B]
+    lossless: Array  # []: True where the matrix products lost nothing
+
+
+class _Expected(NamedTuple):
+    """Expected counts under p(y), each sentence with its weight."""
+
+    positions: Array  # [T,K,B]
+    transitions: Array  # [K,K]
+    first: Array  # [K,B]
+    last: Array  # [K,B]
+
+
+def _checked(emissions: Array, mask: Array, params: CRFParams) -> tuple[Array, Array, CRFParams]:
+    """The arguments in their computing types, once their shapes fit."""
+    shape = jnp.shape(emissions)
+    if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
+        raise ValueError(f"emissions must be [batch, time, tags] with at least one position and tag, got shape {shape}")
+    if jnp.shape(mask) != shape[:2]:
+        raise ValueError(f"mask has shape {jnp.shape(mask)}, expected {shape[:2]} for emissions of shape {shape}")
+    expected = CRFParams(shape[2:] * 2, shape[2:], shape[2:])
+    for name, value, want in zip(CRFParams._fields, params, expected, strict=True):
+        if jnp.shape(value) != want:
+            raise ValueError(f"{name} has shape {jnp.shape(value)}, expected {want} for emissions of shape {shape}")
+    dtype = jnp.result_type(jnp.float32, emissions, *params)
+    return jnp.asarray(emissions, dtype), jnp.asarray(mask, bool), CRFParams(*(jnp.asarray(p, dtype) for p in params))
+
+
+def _checked_tags(tags: Array, shape: tuple[int, ...]) -> Array:
+    if jnp.shape(tags) != shape[:2]:
+        raise ValueError(f"tags has shape {jnp.shape(tags)}, expected {shape[:2]} for emissions of shape {shape}")
+    dtype = jnp.result_type(tags)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"tags must be integers, got {dtype}")
+    return jnp.asarray(tags, jnp.promote_types(dtype, jnp.int32))
+
+
+def _finite(values: Array) -> Array:
+    """0 in place of −inf, so that what is forbidden can be shifted without −inf − (−inf)."""
+    return jnp.where(values == -jnp.inf, 0.0, values)
+
+
+def _lay_out(emissions: Array, mask: Array, start: Array, column_peak: Array | float) -> _Chain:
+    begins = jnp.arange(mask.shape[1]) == jnp.argmax(mask, axis=1)[:, None]
+    clean = jnp.where(mask[..., None], emissions, 0.0)
+    peak = _finite(jnp.max(clean, axis=2))
+    local = clean - peak[..., None] + jnp.where(begins[..., None], start, column_peak)
+    return _Chain(jnp.transpose(local, (1, 2, 0)), (mask & ~begins).T, mask.T, peak.T)
+
+
+def _follow(tags: Array, mask: Array, num_tags: int) -> _Path:
+    in_range = (tags >= 0) & (tags < num_tags)
+    fault = jnp.where((mask & ~in_range).any(1), jnp.nan, 0.0)
+    tags = jnp.where(in_range, tags, 0).astype(jnp.int32).T
+    valid = mask.T
+
+    def across_holes():
+        def latest(tag, step):
+            tag = jnp.where(step[1], step[0], tag)
+            return tag, tag
+
+        return lax.scan(latest, tags[0], (tags, valid))[1]
+
+    latest = lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: tags, across_holes)
+    first = jnp.argmax(valid, axis=0)[None]
+    last = len(tags) - 1 - jnp.argmax(valid[::-1], axis=0)[None]
+    return _Path(
+        tags=tags,
+        previous=jnp.concatenate([tags[:1], latest[:-1]]),
+        first=jnp.take_along_axis(tags, first, axis=0)[0],
+        last=jnp.take_along_axis(tags, last, axis=0)[0],
+        fault=fault,
+    )
+
+
+def _pairwise_sum(values: Array) -> Array:
+    """Sum over the first axis in a tree: rounding grows with log T instead of T."""
+    size = 1 << (len(values) - 1).bit_length()
+    values = jnp.pad(values, ((0, size - len(values)), (0, 0)))
+    while len(values) > 1:
+        values = values[: len(values) // 2] + values[len(values) // 2 :]
+    return values[0]
+
+
+def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _Filtered:
+    weights = jnp.exp(relative).T
+
+    def recursion(arrive, unroll):
+        def advance(state, step):
+            before, lowest = state
+            local, linked, valid = step
+            arriving = arrive(before)
+            after = jnp.where(linked, arriving, 0.0) + local
+            peak = jnp.max(after, axis=0)
+            after = jnp.where(valid, after - _finite(peak), before)
+            lowest = jnp.minimum(lowest, jnp.where(linked & (local > -jnp.inf), lax.stop_gradient(arriving), 0.0))
+            return (after, lowest), (before, arriving, jnp.where(valid, peak, 0.0))
+
+        nothing = jnp.zeros_like(chain.local[0])
+        return lax.scan(advance, (nothing, nothing), chain[:3], unroll=unroll)
+
+    def in_exponential_space(before):
+        return jnp.log(jnp.matmul(weights, jnp.exp(before), precision=lax.Precision.HIGHEST))
+
+    def in_log_space(before):
+        arriving = before[:, None, :] + relative[:, :, None]
+        peak = _finite(jnp.max(arriving, axis=0))
+        return peak + jnp.log(jnp.sum(jnp.exp(arriving - peak), axis=0))
+
+    fast = recursion(in_exponential_space, _UNROLL)
+    lossless = jnp.all(~(fast[0][1] < _log_floor(relative)))
+    (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space, 1))
+
+    ending = after + end_transitions[:, None]
+    peak = jnp.max(ending, axis=0)
+    tail = peak + jnp.log(jnp.sum(jnp.exp(ending - _finite(peak)), axis=0))
+    return _Filtered(before, arriving, shift, ending - _finite(tail), tail, lossless)
+
+
+def _smooth_backward(chain: _Chain, filtered: _Filtered, relative: Array, weight: Array) -> _Expected:
+    weight = jnp.where(chain.valid.any(0), weight, 0.0)
+
+    def normalized(probability):
+        # Sums to 1 but for rounding, which would add up over thousands of positions. 0 where every path is forbidden.
+        total = jnp.sum(probability, axis=0)
+        return probability / jnp.where(total == 0.0, 1.0, total)
+
+    def in_exponential_space():
+        weights = jnp.exp(relative)
+        passed = jnp.exp(filtered.before)
+        inverse = jnp.where(filtered.arriving < _log_floor(relative), 0.0, jnp.exp(-filtered.arriving))
+
+        def retreat(smoothed, step):
+            passed, inverse, linked = step
+            ratio = jnp.where(linked, smoothed * inverse, 0.0)
+            back = normalized(passed * jnp.matmul(weights, ratio, precision=lax.Precision.HIGHEST))
+            return jnp.where(linked, back, smoothed), (smoothed * weight, ratio * weight)
+
+        steps = passed, inverse, chain.linked
+        first, (positions, ratio) = lax.scan(retreat, jnp.exp(filtered.ending), steps, reverse=True, unroll=_UNROLL)
+        return positions, weights * _count_pairs(passed, ratio), first
+
+    def in_log_space():
+        def retreat(state, step):
+            smoothed, pairs = state
+            before, arriving, linked = step
+            onward = jnp.where(linked, smoothed, 0.0)
+            joint = jnp.exp(before[:, None, :] + relative[:, :, None] - _finite(arriving)) * onward
+            back = jnp.where(linked, normalized(joint.sum(1)), smoothed)
+            return (back, pairs + joint), smoothed * weight
+
+        none = jnp.zeros_like(filtered.ending, shape=(len(relative), *filtered.ending.shape))
+        steps = filtered.before, filtered.arriving, chain.linked
+        (first, pairs), positions = lax.scan(retreat, (jnp.exp(filtered.ending), none), steps, reverse=True)
+        return positions, (pairs * weight).sum(2), first
+
+    positions, transitions, first = lax.cond(filtered.lossless, in_exponential_space, in_log_space)
+    positions = jnp.where(chain.valid[:, None, :], positions, 0.0)
+    return _Expected(positions, transitions, first * weight, jnp.exp(filtered.ending) * weight)
+
+
+def _relative(transitions: Array) -> tuple[Array, Array]:
+    """The transitions below their column's peak, and that peak."""
+    column_peak = jnp.max(transitions, axis=0)
+    return transitions - _finite(column_peak), column_peak
+
+
+def _count_pairs(before: Array, now: Array) -> Array:
+    # One product per position: contracted over both axes at once, XLA first copies both arrays into another order.
+    return jnp.einsum("tib,tjb->tij", before, now, precision=lax.Precision.HIGHEST).sum(0)
+
+
+def _log_floor(relative: Array) -> float:
+    """log of K·1e9 smallest normal numbers: what underflows in a sum above this is less than 1e-9 of it."""
+    return math.log(len(relative) * 1e9 * float(jnp.finfo(relative.dtype).tiny))
+
+
+@jax.custom_vjp
+def _log_normalizer(emissions: Array, mask: Array, params: CRFParams) -> Array:
+    return _log_normalizer_forward(emissions, mask, params)[0]
+
+
+def _log_normalizer_forward(emissions, mask, params):
+    relative, column_peak = _relative(params.transitions)
+    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
+    filtered = _filter_forward(chain, relative, params.end_transitions)
+    total = _pairwise_sum(chain.peak + filtered.shift) + filtered.tail
+    return jnp.where(mask.any(1), total, 0.0), (chain._replace(local=None), filtered, relative)
+
+
+def _log_normalizer_backward(residuals, cotangent):
+    chain, filtered, relative = residuals
+    expected = _smooth_backward(chain, filtered, relative, cotangent)
+    gradient = CRFParams(expected.transitions, expected.first.sum(1), expected.last.sum(1))
+    return jnp.transpose(expected.positions, (2, 0, 1)), None, gradient
+
+
+_log_normalizer.defvjp(_log_normalizer_forward, _log_normalizer_backward)
+
+
+@jax.custom_vjp
+def _log_likelihood(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
+    return _log_likelihood_forward(emissions, tags, mask, params)[0]
+
+
+def _log_likelihood_forward(emissions, tags, mask, params):
+    num_tags = len(params.transitions)
+    relative, column_peak = _relative(params.transitions)
+    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
+    filtered = _filter_forward(chain, relative, params.end_transitions)
+    path = _follow(tags, mask, num_tags)
+    gold = path.tags[:, None, :] == jnp.arange(num_tags)[:, None]
+    step = jnp.sum(jnp.where(gold, chain.local, 0.0), axis=1)
+    step += jnp.where(chain.linked, relative[path.previous, path.tags], 0.0)
+    step = jnp.where(chain.valid, step, 0.0)
+    forbidden = (step == -jnp.inf).any(0)
+    total = _pairwise_sum(step - _finite(filtered.shift)) + params.end_transitions[path.last] - _finite(filtered.tail)
+    # Rounding may lift a probability of 1 by an ulp.
+    total = jnp.where(forbidden, -jnp.inf, jnp.minimum(total, 0.0))
+    residuals = chain._replace(local=None), filtered, relative, path
+    return jnp.where(mask.any(1), total, 0.0) + path.fault, residuals
+
+
+def _log_likelihood_backward(residuals, cotangent):
+    chain, filtered, relative, path = residuals
+    expected = _smooth_backward(chain, filtered, relative, cotangent)
+    names = jnp.arange(len(relative))[:, None]
+    weight = jnp.where(chain.valid.any(0), cotangent, 0.0)
+    gold = jnp.where((path.tags[:, None, :] == names) & chain.valid[:, None, :], weight, 0.0)
+    before = jnp.where((path.previous[:, None, :] == names) & chain.linked[:, None, :], 1.0, 0.0)
+    begins = jnp.where(path.first == names, weight, 0.0)
+    ends = jnp.where(path.last == names, weight, 0.0)
+    gradient = CRFParams(
+        _count_pairs(before, gold) - expected.transitions,
+        (begins - expected.first).sum(1),
+        (ends - expected.last).sum(1),
+    )
+    return jnp.transpose(gold - expected.positions, (2, 0, 1)), None, None, gradient
+
+
+_log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
