@@ -5,6 +5,7 @@ The arithmetic is that of Hugging Face's ``ResNetModel`` without its pooler and 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,12 @@ class ResNetConfig:
         return -(-pixels // self.stride)
 
 
+def _initial_kernel(key: Array, shape: tuple[int, ...]) -> Array:
+    """He's normal initialisation, drawn as a matrix: random bits in four dimensions take XLA seconds to compile."""
+    matrix = nn.initializers.he_normal()(key, (math.prod(shape[:-1]), shape[-1]))
+    return matrix.reshape(shape)
+
+
 class _ConvNorm(nn.Module):
     """A convolution without bias, batch normalisation and perhaps an activation: [N,H,W,C] → [N,⌈H/s⌉,⌈W/s⌉,O].
 
@@ -130,7 +137,7 @@ class _ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        kernel = self.param("kernel", _initial_kernel, shape)
         scale = self.param("scale", nn.initializers.ones_init(), (self.features,))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.features,))
