@@ -103,10 +103,15 @@ class Metrics:
 class Timer:
     """Seconds per step, measured over windows that end with a value fetched from the device; compilation apart."""
 
-    def __init__(self):
-        self.windows: list[float] = []
-        self.compile_seconds = 0.0
+    def __init__(self, saved: dict[str, Any] | None = None):
+        saved = saved or {"windows": [], "compile_seconds": 0.0}
+        self.windows: list[float] = list(saved["windows"])
+        self.compile_seconds: float = saved["compile_seconds"]
         self.restart()
+
+    def to_meta(self) -> dict[str, Any]:
+        """For the checkpoint: a resumed run reports the timings of all its parts."""
+        return {"windows": self.windows, "compile_seconds": self.compile_seconds}
 
     def restart(self) -> None:
         """Begin a window."""
@@ -183,19 +188,20 @@ def train(
     # ---- resume: own workdir, else the given state
     newest, best_store = CheckpointStore(workdir / NEWEST), CheckpointStore(workdir / BEST)
     best: dict[str, Any] | None = None
+    timing = None
     step = newest.latest_step() or 0
     if step:
         state, saved = newest.restore(state, mesh)
-        best = saved["best"]
+        best, timing = saved["best"], saved["timing"]
         logger.info("resumed at step %d of %d", step, len(batches))
     else:
         state = replicate(state, mesh)
 
     def save() -> None:
-        newest.save(step, state, {**meta, "best": best})
+        newest.save(step, state, {**meta, "best": best, "timing": timer.to_meta()})
 
     # ---- loop
-    metrics, timer = Metrics(workdir, step), Timer()
+    metrics, timer = Metrics(workdir, step), Timer(timing)
     compiled = Compiled(step_function, timer)
     per_epoch = batches.plan.batches_per_epoch
     stream = batches.iterate(step, num_threads=num_threads, num_workers=num_workers)

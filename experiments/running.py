@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 from jax.sharding import Mesh
 
 from experiments.loop import progress_bar
@@ -29,8 +30,7 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, found
 def start() -> None:
     """Logging, and the other processes where there are some; call it before anything touches a device."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
-    for name in ("absl", "orbax", "jax"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
     if _DISTRIBUTED.value or _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
 

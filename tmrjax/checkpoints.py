@@ -38,7 +38,8 @@ def _manager(directory: Path, *, create: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, create=create, read_only=not create, enable_async_checkpointing=False
     )
-    return ocp.CheckpointManager(Path(directory).resolve(), options=options)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(Path(directory).resolve(), options=options, item_handlers=handlers)
 
 
 class CheckpointStore:
@@ -60,7 +61,7 @@ class CheckpointStore:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
                 ),
                 force=True,
             )
@@ -75,9 +76,9 @@ class CheckpointStore:
         """The newest state in the structure of ``template``, on every device of ``mesh``, and its JSON."""
         sharding = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template)
+        arguments = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
         restored = self._manager.restore(
-            self.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),
+            self.latest_step(), args=ocp.args.Composite(state=arguments, meta=ocp.args.JsonRestore())
         )
         return restored["state"], _checked(restored["meta"], self.directory)
 
@@ -107,8 +108,8 @@ def load_best(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{directory}: there is no finished checkpoint here")
-        structure = manager.item_metadata(step)["state"]
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(structure))
+        structure = manager.item_metadata(step)["state"].tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), structure)
         restored = manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy), meta=ocp.args.JsonRestore()),
