@@ -1,0 +1,42 @@
+# Two commands do everything from a bare Python 3.11+ machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+DEMO = runs/demo
+
+.PHONY: demo test test-slow lint clean
+
+# Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
+demo: $(VENV)/.installed
+	$(RUN) data_prep/make_demo.py --out=$(DEMO)/data
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/text --config.model.variant=text
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/full
+	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/full --split=test
+	$(RUN) experiments/predict.py --workdir=$(DEMO)/full --input=$(DEMO)/data/posts.jsonl --output=$(DEMO)/entities.jsonl
+	head -n 3 $(DEMO)/entities.jsonl
+
+test: $(VENV)/.tested
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST)
+
+# Many seeds, real sizes.
+test-slow: $(VENV)/.tested
+	$(RUN) -m pytest -m slow $(PYTEST)
+
+lint: $(VENV)/.tested
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(DEMO)
