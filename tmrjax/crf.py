@@ -33,8 +33,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-_UNROLL = 4  # steps per loop iteration: XLA's loop overhead on CPU is a third of a step at 13 tags
-
 
 class CRFParams(NamedTuple):
     """Scores of the chain, in nats."""
@@ -179,9 +177,9 @@ def viterbi_decode(emissions: Array, mask: Array, params: CRFParams) -> tuple[Ar
         tag = jnp.argmax(best + onward, axis=0)
         return jnp.where(valid, transitions.T[tag].T, onward), tag
 
-    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3], unroll=_UNROLL)
+    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3])
     onward = jnp.zeros_like(chain.local[0]) + ending[:, None]
-    _, tags = lax.scan(trace_back, onward, (best, chain.valid), reverse=True, unroll=_UNROLL)
+    _, tags = lax.scan(trace_back, onward, (best, chain.valid), reverse=True)
     tags = jnp.where(mask, tags.T, 0).astype(jnp.int32)
     return tags, sequence_score(emissions, tags, mask, params)
 
@@ -299,7 +297,7 @@ def _pairwise_sum(values: Array) -> Array:
 def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _Filtered:
     weights = jnp.exp(relative).T
 
-    def recursion(arrive, unroll):
+    def recursion(arrive):
         def advance(state, step):
             before, lowest = state
             local, linked, valid = step
@@ -311,7 +309,7 @@ def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _
             return (after, lowest), (before, arriving, jnp.where(valid, peak, 0.0))
 
         nothing = jnp.zeros_like(chain.local[0])
-        return lax.scan(advance, (nothing, nothing), chain[:3], unroll=unroll)
+        return lax.scan(advance, (nothing, nothing), chain[:3])
 
     def in_exponential_space(before):
         return jnp.log(jnp.matmul(weights, jnp.exp(before), precision=lax.Precision.HIGHEST))
@@ -321,9 +319,9 @@ def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _
         peak = _finite(jnp.max(arriving, axis=0))
         return peak + jnp.log(jnp.sum(jnp.exp(arriving - peak), axis=0))
 
-    fast = recursion(in_exponential_space, _UNROLL)
+    fast = recursion(in_exponential_space)
     lossless = jnp.all(~(fast[0][1] < _log_floor(relative)))
-    (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space, 1))
+    (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space))
 
     ending = after + end_transitions[:, None]
     peak = jnp.max(ending, axis=0)
@@ -351,7 +349,7 @@ def _smooth_backward(chain: _Chain, filtered: _Filtered, relative: Array, weight
             return jnp.where(linked, back, smoothed), (smoothed * weight, ratio * weight)
 
         steps = passed, inverse, chain.linked
-        first, (positions, ratio) = lax.scan(retreat, jnp.exp(filtered.ending), steps, reverse=True, unroll=_UNROLL)
+        first, (positions, ratio) = lax.scan(retreat, jnp.exp(filtered.ending), steps, reverse=True)
         return positions, weights * _count_pairs(passed, ratio), first
 
     def in_log_space():

@@ -1,0 +1,521 @@
+"""The CRF against every path enumerated, pytorch-crf, float64 recursions and finite differences."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tmrjax import crf
+from tmrjax.crf import CRFParams
+
+# Compiling costs more than running here: one jitted function each, and most tests use the one shape.
+SHAPE = 8, 6, 4
+log_normalizer = jax.jit(crf.log_normalizer)
+sequence_score = jax.jit(crf.sequence_score)
+marginals = jax.jit(crf.marginals)
+viterbi_decode = jax.jit(crf.viterbi_decode)
+
+
+@jax.jit
+def likelihood_and_gradients(emissions, tags, mask, params):
+    """log p(tags) per sentence, and the gradients of the training loss by emissions and parameters."""
+
+    def loss(emissions, params):
+        likelihood = crf.log_likelihood(emissions, tags, mask, params)
+        return -likelihood.mean(), likelihood
+
+    (_, likelihood), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(emissions, params)
+    return likelihood, gradients
+
+
+@jax.jit
+def constrained_normalizer_and_gradient(emissions, mask, allowed, params):
+    def total(emissions):
+        normalizer = crf.constrained_log_normalizer(emissions, mask, allowed, params)
+        return normalizer.sum(), normalizer
+
+    (_, normalizer), gradient = jax.value_and_grad(total, has_aux=True)(emissions)
+    return normalizer, gradient
+
+
+def random_params(generator, num_tags):
+    shapes = (num_tags, num_tags), (num_tags,), (num_tags,)
+    return CRFParams(*(generator.normal(size=shape).astype(np.float32) for shape in shapes))
+
+
+def random_batch(seed, batch=SHAPE[0], time=SHAPE[1], num_tags=SHAPE[2]):
+    """Emissions, tags, a ragged mask that includes an empty row and a row with a hole, parameters."""
+    generator = np.random.default_rng(seed)
+    emissions = generator.normal(size=(batch, time, num_tags)).astype(np.float32)
+    tags = generator.integers(0, num_tags, (batch, time))
+    lengths = generator.integers(1, time + 1, batch)
+    lengths[0] = time
+    mask = np.arange(time) < lengths[:, None]
+    mask[1] = False
+    mask[2] = np.arange(time) % 3 != generator.integers(0, 2) if time > 1 else True
+    return emissions, tags, mask, random_params(generator, num_tags)
+
+
+def path_scores(emissions, params, paths):
+    """s(y) of whole sequences [N,T] over one sentence [T,K], in float64."""
+    transitions, start, end = (np.asarray(p, np.float64) for p in params)
+    paths = np.asarray(paths)
+    emitted = np.asarray(emissions, np.float64)[np.arange(paths.shape[1]), paths].sum(1)
+    return start[paths[:, 0]] + emitted + transitions[paths[:, :-1], paths[:, 1:]].sum(1) + end[paths[:, -1]]
+
+
+class Enumeration:
+    """Every path of one sentence, of which only the valid positions are kept."""
+
+    def __init__(self, emissions, mask, params, allowed=None):
+        emissions = np.asarray(emissions)[mask]
+        if allowed is not None:
+            emissions = np.where(allowed[mask], emissions, -np.inf)
+        self.mask, self.num_tags, self.empty = mask, emissions.shape[1], not mask.any()
+        self.paths = np.array(list(itertools.product(range(self.num_tags), repeat=len(emissions))))
+        self.scores = np.zeros(1) if self.empty else path_scores(emissions, params, self.paths)
+        self.log_normalizer = np.logaddexp.reduce(self.scores)
+
+    @property
+    def marginals(self):
+        result = np.zeros((len(self.mask), self.num_tags))
+        if not self.empty and self.log_normalizer > -np.inf:
+            probability = np.exp(self.scores - self.log_normalizer)
+            result[self.mask] = [np.bincount(tags, probability, minlength=self.num_tags) for tags in self.paths.T]
+        return result
+
+    @property
+    def best(self):
+        """Among the best paths the one whose last tag is lowest, then the one before, and so on."""
+        result = np.zeros(len(self.mask), int)
+        if not self.empty:
+            best = self.paths[self.scores == self.scores.max()]
+            result[self.mask] = min(best.tolist(), key=lambda path: path[::-1])
+        return result
+
+
+def dense(params, emissions):
+    return params, emissions
+
+
+def forbidden(params, emissions):
+    """Tag 1 only after tag 0 or itself, never first: −inf."""
+    transitions, start = params.transitions.copy(), params.start_transitions.copy()
+    transitions[2:, 1] = start[1] = -np.inf
+    return params._replace(transitions=transitions, start_transitions=start), emissions
+
+
+def forbidden_softly(params, emissions):
+    params, emissions = forbidden(params, emissions)
+    return CRFParams(*(np.maximum(p, np.float32(-1e4)) for p in params)), emissions
+
+
+def far_apart(params, emissions):
+    """States hundreds of nats apart, and the far one can be the only way on."""
+    params, emissions = forbidden(params, emissions)
+    return params, emissions * 300
+
+
+def unreachable(params, emissions):
+    """Every path of more than one position is forbidden."""
+    return params._replace(transitions=np.full_like(params.transitions, -np.inf)), emissions
+
+
+KINDS = [dense, forbidden, forbidden_softly, far_apart, unreachable]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("time", "num_tags"), [SHAPE[1:], (1, 4), (6, 1), (1, 1)])
+def test_brute_force(kind, time, num_tags):
+    emissions, tags, mask, params = random_batch(3, SHAPE[0], time, num_tags)
+    params, emissions = kind(params, emissions) if num_tags > 1 else (params, emissions)
+    tags = np.where(mask, tags, -100)
+    normalizer, score = log_normalizer(emissions, mask, params), sequence_score(emissions, tags, mask, params)
+    likelihood, gradients = likelihood_and_gradients(emissions, tags, mask, params)
+    assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(gradients))
+    probability = marginals(emissions, mask, params)
+    decoded, best_score = viterbi_decode(emissions, mask, params)
+    for b in range(len(emissions)):
+        every = Enumeration(emissions[b], mask[b], params)
+        gold = 0.0 if every.empty else path_scores(emissions[b][mask[b]], params, tags[b][mask[b]][None])[0]
+        expected = gold - every.log_normalizer if gold > -np.inf else -np.inf
+        np.testing.assert_allclose(normalizer[b], every.log_normalizer, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(score[b], gold, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(likelihood[b], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(probability[b], every.marginals, atol=2e-6)
+        np.testing.assert_allclose(best_score[b], every.scores.max(), rtol=1e-6, atol=1e-5)
+        if every.log_normalizer > -np.inf:
+            np.testing.assert_array_equal(decoded[b], every.best)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_go_to_the_lowest_tag_from_the_last_position_on(seed):
+    generator = np.random.default_rng(seed)
+    _, _, mask, params = random_batch(seed)
+    emissions = generator.integers(0, 2, SHAPE).astype(np.float32)
+    params = jax.tree.map(lambda p: generator.integers(0, 2, p.shape).astype(np.float32), params)
+    tags, _ = viterbi_decode(emissions, mask, params)
+    for b in range(len(mask)):
+        np.testing.assert_array_equal(tags[b], Enumeration(emissions[b], mask[b], params).best)
+    nothing = jax.tree.map(np.zeros_like, (emissions, params))
+    assert not viterbi_decode(nothing[0], mask, nothing[1])[0].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constrained_normalizer_by_brute_force(kind):
+    emissions, _, mask, params = random_batch(4)
+    params, emissions = kind(params, emissions)
+    allowed = np.random.default_rng(5).random(emissions.shape) < 0.7
+    allowed[3, 0] = False  # not a single path
+    result, gradient = constrained_normalizer_and_gradient(emissions, mask, allowed, params)
+    for b in range(len(mask)):
+        every = Enumeration(emissions[b], mask[b], params, allowed[b])
+        np.testing.assert_allclose(result[b], every.log_normalizer, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(gradient[b], every.marginals, atol=2e-6)
+    assert result[3] == -np.inf
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pytorch_crf_values_gradients_and_paths(seed):
+    torch = pytest.importorskip("torch")
+    peer_module = pytest.importorskip("torchcrf")
+    emissions, tags, mask, params = random_batch(seed, 8, 11, 5)
+    mask[1:3] = np.arange(11) < [[1], [6]]  # the peer knows neither empty rows nor holes
+    peer = peer_module.CRF(5, batch_first=True)
+    for name, value in params._asdict().items():
+        getattr(peer, name).data = torch.tensor(value)
+    peer_emissions = torch.tensor(emissions, requires_grad=True)
+    expected = peer(peer_emissions, torch.tensor(tags), torch.tensor(mask), reduction="none")
+    (-expected.mean()).backward()
+
+    likelihood, (by_emissions, by_params) = likelihood_and_gradients(emissions, tags, mask, params)
+    np.testing.assert_allclose(likelihood, expected.detach(), rtol=1e-5)
+    np.testing.assert_allclose(by_emissions, peer_emissions.grad, atol=1e-6)
+    for name, value in by_params._asdict().items():
+        np.testing.assert_allclose(value, getattr(peer, name).grad, atol=3e-6, err_msg=name)
+    decoded = np.asarray(viterbi_decode(emissions, mask, params)[0])
+    paths = [list(row[valid]) for row, valid in zip(decoded, mask, strict=True)]
+    assert paths == peer.decode(peer_emissions.detach(), torch.tensor(mask))
+
+
+def log_sum_exp(values, axis):
+    peak = values.max(axis, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.squeeze(peak, axis) + np.log(np.exp(values - peak).sum(axis))
+
+
+def recursions_in_float64(emissions, tags, params):
+    """log Z, log p(tags), marginals and best score of whole sentences by the textbook recursions in log space."""
+    transitions, start, end = (np.asarray(p, np.float64) for p in params)
+    emissions = np.asarray(emissions, np.float64)
+    alpha, beta = np.empty_like(emissions), np.empty_like(emissions)
+    alpha[:, 0], beta[:, -1] = start + emissions[:, 0], end
+    best = alpha[:, 0]
+    for t in range(1, emissions.shape[1]):
+        alpha[:, t] = log_sum_exp(alpha[:, t - 1, :, None] + transitions, 1) + emissions[:, t]
+        best = (best[:, :, None] + transitions).max(1) + emissions[:, t]
+    for t in range(emissions.shape[1] - 2, -1, -1):
+        beta[:, t] = log_sum_exp(transitions + (emissions[:, t + 1] + beta[:, t + 1])[:, None], 2)
+    normalizer = log_sum_exp(alpha[:, -1] + end, 1)
+    score = np.array([path_scores(e, params, path[None])[0] for e, path in zip(emissions, tags, strict=True)])
+    probability = np.exp(alpha + beta - normalizer[:, None, None])
+    return normalizer, score - normalizer, probability, (best + end).max(1)
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_ten_thousand_positions_at_one_and_at_ten_thousand_nats(restricted):
+    generator = np.random.default_rng(0)
+    emissions = generator.normal(size=(2, 10_000, 4)).astype(np.float32)
+    emissions[1] = generator.uniform(-1e4, 1e4, emissions.shape[1:])
+    params = random_params(generator, 4)
+    if restricted:
+        params, _ = forbidden(params, None)
+    mask = np.ones(emissions.shape[:2], bool)
+    tags, best_score = viterbi_decode(emissions, mask, params)
+    tags = np.array(tags)
+    *_, best_in_float64 = recursions_in_float64(emissions, tags, params)
+    found = [path_scores(emissions[b], params, tags[b][None])[0] for b in range(2)]
+    np.testing.assert_allclose(found, best_in_float64, rtol=1e-9)
+    np.testing.assert_allclose(best_score, best_in_float64, rtol=2e-7)
+    tags[0, ::100] = 0  # some way off the best path
+    likelihood, (by_emissions, by_params) = likelihood_and_gradients(emissions, tags, mask, params)
+    expected = recursions_in_float64(emissions, tags, params)
+    np.testing.assert_allclose(log_normalizer(emissions, mask, params), expected[0], rtol=2e-7)
+    np.testing.assert_allclose(likelihood[0], expected[1][0], rtol=1e-6)
+    # 10,000 roundings of numbers near 1e4, where neighbouring floats lie 1e-3 apart.
+    np.testing.assert_allclose(likelihood[1], expected[1][1], atol=0.1)
+    one_hot = tags[..., None] == np.arange(4)
+    by_emissions_expected = (expected[2] - one_hot) / 2
+    np.testing.assert_allclose(by_emissions[0], by_emissions_expected[0], atol=2e-6)
+    np.testing.assert_allclose(by_emissions[1], by_emissions_expected[1], atol=2e-4)
+    assert all(np.isfinite(value).all() for value in by_params)
+
+
+def test_a_way_on_that_lies_hundreds_of_nats_below_is_not_lost():
+    # Tag 0 gains 100 nats on 2 at each position, and nothing leads from it to 2, to which the last position gives
+    # all of it back: staying in 0 and staying in 2 are about equal in the end, and 500 nats apart on the way.
+    emissions, tags, mask, params = random_batch(0)
+    emissions[0] = 100, 0, 0, 0
+    emissions[0, -1] = -250, -250, 250, -250
+    params.transitions[[0, 1, 3], 2] = -np.inf
+    params.transitions[2, 2] = params.transitions[0, 0]
+    tags[0] = 2
+    expected = recursions_in_float64(emissions[:1], tags[:1], params)
+    assert 0.1 < expected[2][0, 0, 2] < 0.9
+    likelihood, (by_emissions, _) = likelihood_and_gradients(emissions, tags, mask, params)
+    np.testing.assert_allclose(log_normalizer(emissions, mask, params)[0], expected[0][0], rtol=1e-6)
+    np.testing.assert_allclose(likelihood[0], expected[1][0], rtol=1e-4)
+    np.testing.assert_allclose(marginals(emissions, mask, params)[0], expected[2][0], atol=5e-5)
+    np.testing.assert_allclose(by_emissions[0], (expected[2][0] - [0, 0, 1, 0]) / len(mask), atol=5e-5)
+
+
+def test_both_spaces_give_the_same(monkeypatch):
+    @partial(jax.jit, static_argnums=0)
+    def outputs(floor, emissions, tags, mask, params):  # floor: only so that each is traced
+        relative, column_peak = crf._relative(params.transitions)
+        chain = crf._lay_out(emissions, mask, params.start_transitions, column_peak)
+        filtered = crf._filter_forward(chain, relative, params.end_transitions)
+        return filtered.lossless, likelihood_and_gradients.__wrapped__(emissions, tags, mask, params)
+
+    for kind in (dense, forbidden, forbidden_softly):
+        emissions, tags, mask, params = random_batch(6)
+        params, emissions = kind(params, emissions)
+        lossless, fast = outputs(None, emissions, tags, mask, params)
+        with monkeypatch.context() as patch:
+            patch.setattr(crf, "_log_floor", lambda relative: 1e9)
+            forced, slow = outputs(1e9, emissions, tags, mask, params)
+        assert lossless and not forced
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=2e-6), fast, slow)
+        assert any((a != b).any() for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True))
+
+
+def test_gradients_by_finite_differences_in_float64():
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def weighted(emissions, params, tags, mask):
+            def total(emissions, params):
+                likelihood = crf.log_likelihood(emissions, tags, mask, params)
+                normalizer = crf.log_normalizer(emissions, mask, params)
+                return (jnp.arange(1.0, len(mask) + 1) * (2 * likelihood + jnp.sin(normalizer))).sum()
+
+            return jax.value_and_grad(total, (0, 1))(emissions, params)
+
+        for kind in (dense, forbidden_softly, far_apart):
+            emissions, tags, mask, params = random_batch(7)
+            params, emissions = kind(params, emissions)
+            point = jax.tree.map(lambda a: np.maximum(a.astype(np.float64), -1e3), (emissions, params))
+            value, gradients = weighted(*point, tags, mask)
+            assert value.dtype == np.float64
+            for seed in range(4):
+                generator = np.random.default_rng(seed)
+                direction = jax.tree.map(lambda a, g=generator: g.normal(size=a.shape), point)
+                ahead, behind = (
+                    weighted(*jax.tree.map(lambda a, d, s=step: a + s * d, point, direction), tags, mask)[0]
+                    for step in (1e-5, -1e-5)
+                )
+                slope = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradients, direction)), strict=True))
+                np.testing.assert_allclose((ahead - behind) / 2e-5, slope, rtol=1e-5, atol=1e-5)
+
+
+def test_expected_counts_are_the_gradients_of_the_normalizer():
+    emissions, _, mask, params = random_batch(8)
+    gradient = jax.jit(jax.grad(lambda e, p: crf.log_normalizer(e, mask, p).sum(), (0, 1)))
+    by_emissions, by_params = gradient(emissions, params)
+    np.testing.assert_allclose(by_emissions, marginals(emissions, mask, params), atol=1e-6)
+    # Every sentence that is not empty has one first and one last tag, and one transition less than positions.
+    np.testing.assert_allclose(by_params.start_transitions.sum(), mask.any(1).sum(), rtol=1e-5)
+    np.testing.assert_allclose(by_params.end_transitions.sum(), mask.any(1).sum(), rtol=1e-5)
+    np.testing.assert_allclose(by_params.transitions.sum(), np.maximum(mask.sum(1) - 1, 0).sum(), rtol=1e-5)
+
+
+def test_gradients_of_scores_count_the_path():
+    emissions, tags, mask, params = random_batch(9)
+    params, _ = forbidden(params, emissions)
+    gradient = jax.jit(jax.grad(lambda e, p: crf.sequence_score(e, tags, mask, p).sum(), (0, 1)))
+    by_emissions, by_params = gradient(emissions, params)
+    np.testing.assert_array_equal(by_emissions, (tags[..., None] == np.arange(4)) & mask[..., None])
+    counts = np.zeros((4, 4))
+    for row, valid in zip(tags, mask, strict=True):
+        for i, j in itertools.pairwise(row[valid]):
+            counts[i, j] += 1
+    np.testing.assert_array_equal(by_params.transitions, counts)
+
+    best, _ = viterbi_decode(emissions, mask, params)
+    by_emissions = jax.jit(jax.grad(lambda e: crf.viterbi_decode(e, mask, params)[1].sum()))(emissions)
+    np.testing.assert_array_equal(by_emissions, (best[..., None] == np.arange(4)) & mask[..., None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_padding_holds_has_no_influence(kind, garbage):
+    emissions, tags, mask, params = random_batch(10)
+    params, emissions = kind(params, emissions)
+    dirty = np.where(mask[..., None], emissions, np.float32(garbage))
+    dirty_tags = np.where(mask, tags, np.random.default_rng(0).integers(-100, 100, tags.shape))
+    for function in (log_normalizer, marginals, viterbi_decode):
+        jax.tree.map(np.testing.assert_array_equal, function(emissions, mask, params), function(dirty, mask, params))
+    for function in (sequence_score, likelihood_and_gradients):
+        clean, soiled = function(emissions, tags, mask, params), function(dirty, dirty_tags, mask, params)
+        jax.tree.map(np.testing.assert_array_equal, clean, soiled)
+    by_emissions, by_params = soiled[1]
+    assert not any(np.isnan(leaf).any() for leaf in (by_emissions, *by_params))
+    assert not np.asarray(by_emissions)[~mask].any()
+
+
+def test_a_batch_of_nothing_but_padding():
+    emissions, tags, mask, params = random_batch(11)
+    emissions, mask = np.full_like(emissions, np.nan), np.zeros_like(mask)
+    for output in (
+        log_normalizer(emissions, mask, params),
+        sequence_score(emissions, tags, mask, params),
+        marginals(emissions, mask, params),
+        viterbi_decode(emissions, mask, params),
+        likelihood_and_gradients(emissions, tags, mask, params),
+    ):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(output))
+
+
+def test_a_hole_is_cut_out_of_the_sentence():
+    emissions, tags, mask, params = random_batch(12)
+    order = np.argsort(~mask, axis=1, kind="stable")
+    packed_emissions = np.take_along_axis(emissions, order[..., None], 1)
+    packed_tags, packed_mask = np.take_along_axis(tags, order, 1), np.take_along_axis(mask, order, 1)
+    assert (mask != packed_mask).any()
+    np.testing.assert_allclose(
+        sequence_score(emissions, tags, mask, params),
+        sequence_score(packed_emissions, packed_tags, packed_mask, params),
+        rtol=1e-6,
+    )
+    decoded, _ = viterbi_decode(emissions, mask, params)
+    packed_decoded, _ = viterbi_decode(packed_emissions, packed_mask, params)
+    np.testing.assert_array_equal(np.asarray(decoded)[mask], np.asarray(packed_decoded)[packed_mask])
+    likelihood, (by_emissions, by_params) = likelihood_and_gradients(emissions, tags, mask, params)
+    packed_likelihood, (packed_by_emissions, packed_by_params) = likelihood_and_gradients(
+        packed_emissions, packed_tags, packed_mask, params
+    )
+    np.testing.assert_allclose(likelihood, packed_likelihood, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(by_emissions)[mask], np.asarray(packed_by_emissions)[packed_mask], atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), by_params, packed_by_params)
+
+
+def test_faults_are_loud_and_stay_in_their_row():
+    emissions, tags, mask, params = random_batch(13)
+    mask[3, 0] = True
+    emissions[0, 2, 1] = np.nan
+    faulty = np.arange(len(mask)) == 0
+    np.testing.assert_array_equal(np.isnan(log_normalizer(emissions, mask, params)), faulty)
+    np.testing.assert_array_equal(np.isnan(marginals(emissions, mask, params)).any((1, 2)), faulty)
+    faulty[3] = True
+    for tag in (4, -1):
+        tags[3, 0] = tag
+        likelihood, _ = likelihood_and_gradients(emissions, tags, mask, params)
+        np.testing.assert_array_equal(np.isnan(likelihood), faulty)
+        assert np.isnan(sequence_score(emissions, tags, mask, params)[3])
+
+
+def numbers(*shape):
+    return hnp.arrays(np.float32, shape, elements=st.floats(-50, 50, width=32))
+
+
+@settings(max_examples=60)
+@given(
+    emissions=numbers(*SHAPE),
+    params=st.builds(CRFParams, numbers(4, 4), numbers(4), numbers(4)),
+    tags=hnp.arrays(np.int64, (2, *SHAPE[:2]), elements=st.integers(0, 3)),
+    mask=hnp.arrays(bool, SHAPE[:2]),
+    forbid=hnp.arrays(bool, (4, 4)),
+    shift=st.floats(-100, 100, width=32),
+)
+def test_properties(emissions, params, tags, mask, forbid, shift):
+    transitions = np.where(forbid, -np.inf, params.transitions).astype(np.float32)
+    transitions[0, :] = transitions[:, 0] = 0  # always a way
+    params = params._replace(transitions=transitions)
+    probability = np.asarray(marginals(emissions, mask, params))
+    assert (probability >= 0).all()
+    np.testing.assert_allclose(probability.sum(2), mask, atol=1e-5)
+    normalizer = log_normalizer(emissions, mask, params)
+    _, best_score = viterbi_decode(emissions, mask, params)
+    assert (best_score <= normalizer + 1e-3).all()
+    for other in tags:
+        score = sequence_score(emissions, other, mask, params)
+        assert (best_score >= score - 1e-3).all()
+    likelihood, _ = likelihood_and_gradients(emissions, other, mask, params)
+    assert (likelihood <= 0).all()
+    np.testing.assert_allclose(likelihood, score - normalizer, atol=1e-3)
+
+    shifted = emissions + np.float32(shift)
+    np.testing.assert_allclose(log_normalizer(shifted, mask, params), normalizer + shift * mask.sum(1), atol=2e-3)
+    np.testing.assert_allclose(marginals(shifted, mask, params), probability, atol=1e-3)
+    only = other[..., None] == np.arange(4)
+    constrained, _ = constrained_normalizer_and_gradient(emissions, mask, only, params)
+    np.testing.assert_allclose(constrained, score, rtol=1e-5, atol=1e-3)
+
+
+def test_half_precision_input_is_computed_in_float32():
+    emissions, tags, mask, params = random_batch(14)
+    half, half_params = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (emissions, params))
+    rounded, rounded_params = jax.tree.map(lambda a: np.asarray(a, np.float32), (half, half_params))
+    likelihood, gradients = likelihood_and_gradients(half, tags, mask, half_params)
+    expected, expected_gradients = likelihood_and_gradients(rounded, tags, mask, rounded_params)
+    assert likelihood.dtype == jnp.float32
+    np.testing.assert_allclose(likelihood, expected, rtol=1e-6)
+    for leaf, expected_leaf in zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True):
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_allclose(leaf.astype(jnp.float32), expected_leaf, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [dense, far_apart])
+def test_sharded_over_eight_devices(kind):
+    emissions, tags, mask, params = random_batch(15)
+    params, emissions = kind(params, emissions)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put((emissions, tags, mask), NamedSharding(mesh, PartitionSpec("data")))
+    replicated = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    likelihood, (by_emissions, by_params) = likelihood_and_gradients(*sharded, replicated)
+    expected, (expected_by_emissions, expected_by_params) = likelihood_and_gradients(emissions, tags, mask, params)
+    assert by_emissions.sharding.spec[0] == "data"
+    np.testing.assert_allclose(likelihood, expected, rtol=1e-6)
+    np.testing.assert_allclose(by_emissions, expected_by_emissions, atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), by_params, expected_by_params)
+    decoded, _ = viterbi_decode(sharded[0], sharded[2], replicated)
+    assert decoded.sharding.spec[0] == "data"
+    np.testing.assert_array_equal(decoded, viterbi_decode(emissions, mask, params)[0])
+
+
+def test_mapped_over_one_more_axis():
+    _, tags, mask, _ = random_batch(16)
+    problems = [random_batch(seed)[::3] for seed in (16, 17)]
+    problems[1] = far_apart(*problems[1][::-1])[::-1]  # the two need different spaces
+    emissions, params = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
+    mapped = jax.jit(jax.vmap(likelihood_and_gradients, (0, None, None, 0)))(emissions, tags, mask, params)
+    for index, problem in enumerate(problems):
+        single = likelihood_and_gradients(problem[0], tags, mask, problem[1])
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, 1e-6, 1e-6), mapped, single)
+
+
+def test_wrong_shapes_name_both():
+    emissions, tags, mask, params = random_batch(18, 3, 5, 4)
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 4\), expected \(3, 5\) .*\(3, 5, 4\)"):
+        crf.log_normalizer(emissions, mask[:, 1:], params)
+    with pytest.raises(ValueError, match=r"tags has shape \(2, 5\), expected \(3, 5\) .*\(3, 5, 4\)"):
+        crf.log_likelihood(emissions, tags[1:], mask, params)
+    with pytest.raises(ValueError, match=r"tags has shape \(5,\), expected \(3, 5\)"):
+        crf.sequence_score(emissions, tags[0], mask, params)
+    with pytest.raises(ValueError, match=r"transitions has shape \(4, 3\), expected \(4, 4\) .*\(3, 5, 4\)"):
+        crf.marginals(emissions, mask, params._replace(transitions=params.transitions[:, 1:]))
+    with pytest.raises(ValueError, match=r"end_transitions has shape \(3,\), expected \(4,\) .*\(3, 5, 4\)"):
+        crf.viterbi_decode(emissions, mask, params._replace(end_transitions=params.end_transitions[1:]))
+    with pytest.raises(ValueError, match=r"allowed has shape \(3, 5\), expected .*\(3, 5, 4\)"):
+        crf.constrained_log_normalizer(emissions, mask, mask, params)
+    with pytest.raises(ValueError, match=r"emissions must be .* got shape \(5, 4\)"):
+        crf.log_normalizer(emissions[0], mask[0], params)
+    with pytest.raises(ValueError, match="tags must be integers, got float32"):
+        crf.log_likelihood(emissions, tags.astype(np.float32), mask, params)
