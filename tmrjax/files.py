@@ -21,6 +21,9 @@ class DataError(ValueError):
         self.where, self.found, self.expected, self.advice = str(where), found, expected, advice
         super().__init__(f"{self.where}: found {found}; expected {expected}. {advice}")
 
+    def __reduce__(self):  # an error of a worker process must reach its parent whole
+        return type(self), (self.where, self.found, self.expected, self.advice)
+
 
 def parse_json(line: bytes, where: str) -> Any:
     """One JSON value from UTF-8 bytes; a repeated key is an error. Raises :class:`DataError`."""

@@ -167,7 +167,7 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), statistics, opt_state)
-        return new_state, {"loss": loss * scale, "gradient_norm": optax.global_norm(gradients)}
+        return new_state, {"loss": loss * scale, "gradient_norm": optax.tree.norm(gradients)}
 
     everywhere = replicated(mesh)
     return jax.jit(

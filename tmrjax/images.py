@@ -1,0 +1,104 @@
+"""Picture files to the pixels that a ResNet reads (§4.3: 224 × 224, ImageNet statistics).
+
+A picture that cannot be read is an error with its name, never a black square. What a format can do beyond plain RGB is
+decided here, once: EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits,
+CMYK and palettes become RGB, of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tmrjax.files import DataError
+from tmrjax.record_schema import Box
+
+# What torchvision's and Hugging Face's ResNets were trained with.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+# Pillow's own limit: a file of a few kilobytes may claim to be larger than the memory.
+MAX_PIXELS = 178_956_970
+
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+class PictureError(DataError):
+    """A picture file that is missing, damaged, too large or of an unknown kind."""
+
+
+def load_picture(path: str | os.PathLike) -> Image.Image:
+    """The picture as RGB, upright. Raises :class:`PictureError` naming the file."""
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture), path)
+    except FileNotFoundError:
+        raise PictureError(path, "no such file", "a picture", "Correct the path, or write null for it.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(
+            path, f"a picture that is too large ({error})", f"at most {MAX_PIXELS:,} pixels", "Scale it down."
+        ) from None
+    except UnidentifiedImageError:
+        raise PictureError(
+            path, "a file that is no picture", "JPEG, PNG, GIF, WebP or another format of Pillow", "Replace it."
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
+        raise PictureError(path, f"a damaged picture ({error})", "a whole one", "Download it again.") from None
+
+
+def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    if picture.mode in _SIXTEEN_BIT:
+        values = np.asarray(picture).astype(np.int64)
+        # 65,535 is white; a 32-bit container may hold 8-bit values too.
+        values = values // 257 if values.max(initial=0) > 255 else values
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise PictureError(path, "floating-point pixels", "8 or 16 bits per channel", "Convert the picture.")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def picture_to_pixels(picture: Image.Image, size: int = 224, resize: int = 256) -> np.ndarray:
+    """Short side to ``resize`` (bilinear, antialiased), centre crop to ``size``, ImageNet's mean and deviation.
+
+    Returns float32 [size, size, 3]. Raises ValueError where ``resize`` is below ``size``.
+    """
+    if resize < size:
+        raise ValueError(f"pictures are resized to {resize} and cropped to {size}: the first must not be smaller")
+    scale = resize / min(picture.size)
+    width, height = (max(resize, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _normalised(picture.crop((left, top, left + size, top + size)))
+
+
+def region_to_pixels(picture: Image.Image, box: Box, size: int = 224) -> np.ndarray:
+    """The part of a picture inside ``box`` (fractions of width and height), resized to ``size`` × ``size``.
+
+    Returns float32 [size, size, 3]; a box that is thinner than a pixel gets the pixels that it touches.
+    """
+    width, height = picture.size
+    left, top = math.floor(box[0] * width), math.floor(box[1] * height)
+    right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
+    left, top = min(left, width - 1), min(top, height - 1)
+    region = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    return _normalised(region.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _normalised(picture: Image.Image) -> np.ndarray:
+    pixels = np.asarray(picture, np.float32) / 255
+    return (pixels - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
