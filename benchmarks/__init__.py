@@ -1,0 +1,1 @@
+"""Timings beside PyTorch, each a command: `python -m benchmarks.NAME`."""

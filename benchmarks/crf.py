@@ -1,0 +1,158 @@
+"""The CRF beside pytorch-crf on CPU: forward + backward of the training loss, and decoding.
+
+    python -m benchmarks.crf [--repeats 31]
+
+Both programs run in turns in one process, on the same numbers, with as many threads as there are cores; a ratio is the
+median over the turns of pytorch-crf's time divided by ours in that turn, so that a busy machine slows both; `best` is
+the ratio of the shortest times, which such a machine disturbs least. Results are compared before anything is timed.
+Forward + backward is −mean log p and its gradients by emissions and parameters; decoding ends with the tags in a NumPy
+array (ours) or a list (pytorch-crf). `log space` is forward + backward on input for which the matrix products are not
+exact (a tag reachable only from tags 100 nats below the best), so that the recursion is run again with log-sum-exp.
+
+PyTorch's steps vary up to fivefold under glibc's default allocator, so the program starts itself again with the
+MALLOC_* variables below, which help both.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "68719476736",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+SIZES = [(32, 80, 13), (256, 128, 13)]
+
+
+def problem(size: tuple[int, int, int], *, apart: bool) -> tuple[np.ndarray, ...]:
+    """Emissions, tags, ragged mask, transitions, start and end transitions."""
+    batch, time_steps, num_tags = size
+    generator = np.random.default_rng(0)
+    emissions = generator.normal(size=size).astype(np.float32)
+    tags = generator.integers(0, num_tags, size[:2])
+    mask = np.arange(time_steps) < generator.integers(1, time_steps + 1, (batch, 1))
+    shapes = (num_tags, num_tags), (num_tags,), (num_tags,)
+    transitions, start, end = (generator.uniform(-0.1, 0.1, shape).astype(np.float32) for shape in shapes)
+    if apart:
+        emissions[..., 1:3] -= 100
+        transitions[np.arange(num_tags) > 2, 2] = transitions[0, 2] = -1e4
+        tags = np.where(tags == 2, 3, tags)
+    return emissions, tags, mask, transitions, start, end
+
+
+def ours(size: tuple[int, int, int], *, apart: bool) -> tuple[Callable, Callable]:
+    """Two functions without arguments: loss with gradients, and tags."""
+    import jax
+    import jax.numpy as jnp
+
+    from tmrjax import crf
+
+    emissions, tags, mask, *scores = map(jnp.asarray, problem(size, apart=apart))
+    params = crf.CRFParams(*scores)
+
+    @jax.jit
+    def loss_and_gradients(emissions, tags, mask, params):
+        return jax.value_and_grad(lambda e, p: -crf.log_likelihood(e, tags, mask, p).mean(), (0, 1))(emissions, params)
+
+    decode = jax.jit(crf.viterbi_decode)
+    return (
+        lambda: jax.block_until_ready(loss_and_gradients(emissions, tags, mask, params)),
+        lambda: np.asarray(decode(emissions, mask, params)[0]),
+    )
+
+
+def peers(size: tuple[int, int, int], *, apart: bool) -> tuple[Callable, Callable]:
+    """The same two of pytorch-crf."""
+    import torch
+    import torchcrf
+
+    emissions, tags, mask, *scores = map(torch.from_numpy, problem(size, apart=apart))
+    emissions.requires_grad_()
+    crf = torchcrf.CRF(size[2], batch_first=True)
+    parameters = crf.transitions, crf.start_transitions, crf.end_transitions
+    for parameter, value in zip(parameters, scores, strict=True):
+        parameter.data = value
+
+    def loss_and_gradients():
+        for leaf in (emissions, *parameters):
+            leaf.grad = None
+        loss = -crf(emissions, tags, mask, reduction="mean")
+        loss.backward()
+        return loss.detach(), (emissions.grad, tuple(parameter.grad for parameter in parameters))
+
+    def decode():
+        with torch.no_grad():
+            return crf.decode(emissions, mask)
+
+    return loss_and_gradients, decode
+
+
+def check(size: tuple[int, int, int], *, apart: bool) -> None:
+    """Stop unless both programs compute the same."""
+    import jax
+
+    (train, decode), (peer_train, peer_decode) = ours(size, apart=apart), peers(size, apart=apart)
+    for mine, theirs in zip(jax.tree.leaves(train()), jax.tree.leaves(peer_train()), strict=True):
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
+    for row, path in zip(decode(), peer_decode(), strict=True):
+        np.testing.assert_array_equal(row[: len(path)], path)
+
+
+def in_turns(mine: Callable, theirs: Callable, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each, [repeats] and [repeats]; the first three turns, which warm up, are left out."""
+    seconds = np.empty((repeats + 3, 2))
+    for turn in seconds:
+        for column, function in enumerate((mine, theirs)):
+            began = time.perf_counter()
+            function()
+            turn[column] = time.perf_counter() - began
+    return seconds[3:, 0], seconds[3:, 1]
+
+
+def main() -> None:
+    """Print a line per size and operation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=31, help="turns per measurement (default: 31)")
+    repeats = parser.parse_args().repeats
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.crf", *sys.argv[1:]], {**os.environ, **MALLOC})
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "pytorch-crf", "numpy"))
+    print(
+        f"{platform.machine()}, {cores} threads each, {repeats} turns; Python {platform.python_version()}, {versions}"
+    )
+    print(f"{'B,T,K':>11}  {'what':<18}  {'tmrjax ms':>10}  {'pytorch-crf ms':>14}  ratio: median [min, max]  best")
+    for size in SIZES:
+        for apart in (False, True):
+            check(size, apart=apart)
+        train, decode = ours(size, apart=False)
+        peer_train, peer_decode = peers(size, apart=False)
+        for what, mine, theirs in (
+            ("forward + backward", train, peer_train),
+            ("decode", decode, peer_decode),
+            ("log space", ours(size, apart=True)[0], peers(size, apart=True)[0]),
+        ):
+            own, other = in_turns(mine, theirs, repeats)
+            ratio = other / own
+            milliseconds = f"{1e3 * np.median(own):10.2f}  {1e3 * np.median(other):14.2f}"
+            print(
+                f"{','.join(map(str, size)):>11}  {what:<18}  {milliseconds}"
+                f"  {np.median(ratio):.1f} [{ratio.min():.1f}, {ratio.max():.1f}]  {other.min() / own.min():.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
