@@ -279,9 +279,7 @@ def test_a_way_on_that_lies_hundreds_of_nats_below_is_not_lost():
 def test_both_spaces_give_the_same(monkeypatch):
     @partial(jax.jit, static_argnums=0)
     def outputs(floor, emissions, tags, mask, params):  # floor: only so that each is traced
-        relative, column_peak = crf._relative(params.transitions)
-        chain = crf._lay_out(emissions, mask, params.start_transitions, column_peak)
-        filtered = crf._filter_forward(chain, relative, params.end_transitions)
+        _, filtered = crf._filter_forward(emissions, mask, CRFParams(*map(jnp.asarray, params)))
         return filtered.lossless, likelihood_and_gradients.__wrapped__(emissions, tags, mask, params)
 
     for kind in (dense, forbidden, forbidden_softly):

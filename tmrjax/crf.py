@@ -136,10 +136,8 @@ def marginals(emissions: Array, mask: Array, params: CRFParams) -> Array:
         ValueError: shapes that don't belong together, naming both.
     """
     emissions, mask, params = _checked(emissions, mask, params)
-    relative, column_peak = _relative(params.transitions)
-    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
-    filtered = _filter_forward(chain, relative, params.end_transitions)
-    expected = _smooth_backward(chain, filtered, relative, jnp.ones_like(filtered.tail))
+    _, filtered = _filter_forward(emissions, mask, params)
+    expected = _smooth_backward(filtered, jnp.ones_like(filtered.tail))
     return jnp.transpose(expected.positions, (2, 0, 1))
 
 
@@ -206,8 +204,11 @@ class _Path(NamedTuple):
 class _Filtered(NamedTuple):
     """What the forward recursion leaves for the backward one."""
 
+    linked: Array  # [T,B], as in _Chain
+    valid: Array  # [T,B]
+    relative: Array  # [K,K]: transitions[i,j] − max_i transitions[i,j]
     before: Array  # [T,K,B]: log p(tag of the valid position before t | emissions up to it) + constant, maximum 0
-    arriving: Array  # [T,K,B]: log Σ_i exp(before[i] + transitions[i,j] − max_i transitions[i,j])
+    arriving: Array  # [T,K,B]: log Σ_i exp(before[i] + relative[i,j])
     shift: Array  # [T,B]: log Z = Σ_t (peak_t + shift_t) + tail; −inf from where every path is forbidden
     ending: Array  # [K,B]: log p(last tag | emissions)
     tail: Array  # [B]
@@ -294,8 +295,11 @@ def _pairwise_sum(values: Array) -> Array:
     return values[0]
 
 
-def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _Filtered:
+def _filter_forward(emissions: Array, mask: Array, params: CRFParams) -> tuple[_Chain, _Filtered]:
+    column_peak = jnp.max(params.transitions, axis=0)
+    relative = params.transitions - _finite(column_peak)
     weights = jnp.exp(relative).T
+    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
 
     def recursion(arrive):
         def advance(state, step):
@@ -323,14 +327,16 @@ def _filter_forward(chain: _Chain, relative: Array, end_transitions: Array) -> _
     lossless = jnp.all(~(fast[0][1] < _log_floor(relative)))
     (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space))
 
-    ending = after + end_transitions[:, None]
+    ending = after + params.end_transitions[:, None]
     peak = jnp.max(ending, axis=0)
     tail = peak + jnp.log(jnp.sum(jnp.exp(ending - _finite(peak)), axis=0))
-    return _Filtered(before, arriving, shift, ending - _finite(tail), tail, lossless)
+    ending -= _finite(tail)
+    return chain, _Filtered(chain.linked, chain.valid, relative, before, arriving, shift, ending, tail, lossless)
 
 
-def _smooth_backward(chain: _Chain, filtered: _Filtered, relative: Array, weight: Array) -> _Expected:
-    weight = jnp.where(chain.valid.any(0), weight, 0.0)
+def _smooth_backward(filtered: _Filtered, weight: Array) -> _Expected:
+    relative, linked = filtered.relative, filtered.linked
+    weight = jnp.where(filtered.valid.any(0), weight, 0.0)
 
     def normalized(probability):
         # Sums to 1 but for rounding, which would add up over thousands of positions. 0 where every path is forbidden.
@@ -348,7 +354,7 @@ def _smooth_backward(chain: _Chain, filtered: _Filtered, relative: Array, weight
             back = normalized(passed * jnp.matmul(weights, ratio, precision=lax.Precision.HIGHEST))
             return jnp.where(linked, back, smoothed), (smoothed * weight, ratio * weight)
 
-        steps = passed, inverse, chain.linked
+        steps = passed, inverse, linked
         first, (positions, ratio) = lax.scan(retreat, jnp.exp(filtered.ending), steps, reverse=True)
         return positions, weights * _count_pairs(passed, ratio), first
 
@@ -362,19 +368,13 @@ def _smooth_backward(chain: _Chain, filtered: _Filtered, relative: Array, weight
             return (back, pairs + joint), smoothed * weight
 
         none = jnp.zeros_like(filtered.ending, shape=(len(relative), *filtered.ending.shape))
-        steps = filtered.before, filtered.arriving, chain.linked
+        steps = filtered.before, filtered.arriving, linked
         (first, pairs), positions = lax.scan(retreat, (jnp.exp(filtered.ending), none), steps, reverse=True)
         return positions, (pairs * weight).sum(2), first
 
     positions, transitions, first = lax.cond(filtered.lossless, in_exponential_space, in_log_space)
-    positions = jnp.where(chain.valid[:, None, :], positions, 0.0)
+    positions = jnp.where(filtered.valid[:, None, :], positions, 0.0)
     return _Expected(positions, transitions, first * weight, jnp.exp(filtered.ending) * weight)
-
-
-def _relative(transitions: Array) -> tuple[Array, Array]:
-    """The transitions below their column's peak, and that peak."""
-    column_peak = jnp.max(transitions, axis=0)
-    return transitions - _finite(column_peak), column_peak
 
 
 def _count_pairs(before: Array, now: Array) -> Array:
@@ -393,16 +393,13 @@ def _log_normalizer(emissions: Array, mask: Array, params: CRFParams) -> Array:
 
 
 def _log_normalizer_forward(emissions, mask, params):
-    relative, column_peak = _relative(params.transitions)
-    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
-    filtered = _filter_forward(chain, relative, params.end_transitions)
+    chain, filtered = _filter_forward(emissions, mask, params)
     total = _pairwise_sum(chain.peak + filtered.shift) + filtered.tail
-    return jnp.where(mask.any(1), total, 0.0), (chain._replace(local=None), filtered, relative)
+    return jnp.where(mask.any(1), total, 0.0), filtered
 
 
-def _log_normalizer_backward(residuals, cotangent):
-    chain, filtered, relative = residuals
-    expected = _smooth_backward(chain, filtered, relative, cotangent)
+def _log_normalizer_backward(filtered, cotangent):
+    expected = _smooth_backward(filtered, cotangent)
     gradient = CRFParams(expected.transitions, expected.first.sum(1), expected.last.sum(1))
     return jnp.transpose(expected.positions, (2, 0, 1)), None, gradient
 
@@ -417,29 +414,26 @@ def _log_likelihood(emissions: Array, tags: Array, mask: Array, params: CRFParam
 
 def _log_likelihood_forward(emissions, tags, mask, params):
     num_tags = len(params.transitions)
-    relative, column_peak = _relative(params.transitions)
-    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
-    filtered = _filter_forward(chain, relative, params.end_transitions)
+    chain, filtered = _filter_forward(emissions, mask, params)
     path = _follow(tags, mask, num_tags)
     gold = path.tags[:, None, :] == jnp.arange(num_tags)[:, None]
     step = jnp.sum(jnp.where(gold, chain.local, 0.0), axis=1)
-    step += jnp.where(chain.linked, relative[path.previous, path.tags], 0.0)
+    step += jnp.where(chain.linked, filtered.relative[path.previous, path.tags], 0.0)
     step = jnp.where(chain.valid, step, 0.0)
     forbidden = (step == -jnp.inf).any(0)
     total = _pairwise_sum(step - _finite(filtered.shift)) + params.end_transitions[path.last] - _finite(filtered.tail)
     # Rounding may lift a probability of 1 by an ulp.
     total = jnp.where(forbidden, -jnp.inf, jnp.minimum(total, 0.0))
-    residuals = chain._replace(local=None), filtered, relative, path
-    return jnp.where(mask.any(1), total, 0.0) + path.fault, residuals
+    return jnp.where(mask.any(1), total, 0.0) + path.fault, (filtered, path)
 
 
 def _log_likelihood_backward(residuals, cotangent):
-    chain, filtered, relative, path = residuals
-    expected = _smooth_backward(chain, filtered, relative, cotangent)
-    names = jnp.arange(len(relative))[:, None]
-    weight = jnp.where(chain.valid.any(0), cotangent, 0.0)
-    gold = jnp.where((path.tags[:, None, :] == names) & chain.valid[:, None, :], weight, 0.0)
-    before = jnp.where((path.previous[:, None, :] == names) & chain.linked[:, None, :], 1.0, 0.0)
+    filtered, path = residuals
+    expected = _smooth_backward(filtered, cotangent)
+    names = jnp.arange(len(filtered.relative))[:, None]
+    weight = jnp.where(filtered.valid.any(0), cotangent, 0.0)
+    gold = jnp.where((path.tags[:, None, :] == names) & filtered.valid[:, None, :], weight, 0.0)
+    before = jnp.where((path.previous[:, None, :] == names) & filtered.linked[:, None, :], 1.0, 0.0)
     begins = jnp.where(path.first == names, weight, 0.0)
     ends = jnp.where(path.last == names, weight, 0.0)
     gradient = CRFParams(
