@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 SIZE = 64  # pixels, width and height
 NOISE = 7.0  # standard deviation of the pixel noise, of 255
-PALETTE_SHARE = 0.85  # how often the background has the palette of its scene
+PALETTE_SHARE = 0.9  # how often the background has the palette of its scene
 
 Color = tuple[int, int, int]
 
@@ -42,10 +42,10 @@ def draw(scene: str, generator: np.random.Generator) -> Drawing:
     palette = scene if generator.random() < PALETTE_SHARE else _pick(generator, sorted(PALETTES))
     top, bottom = _pick(generator, PALETTES[palette])
     blend = np.linspace(0, 1, SIZE)[:, None, None]
-    rows = np.asarray(top) * (1 - blend) + np.asarray(bottom) * blend + generator.normal(0, 14, size=3)
+    rows = np.asarray(top) * (1 - blend) + np.asarray(bottom) * blend + generator.normal(0, 10, size=3)
     ground = Image.fromarray(np.broadcast_to(rows, (SIZE, SIZE, 3)).clip(0, 255).astype(np.uint8))
     canvas = ImageDraw.Draw(ground)
-    scale = generator.uniform(0.8, 1.1)
+    scale = generator.uniform(0.95, 1.2)
     middle = SIZE / 2 + generator.uniform(-8, 8)
     foot = SIZE - 6 + generator.uniform(-6, 4)
     boxes = [_SCENES[scene](canvas, middle, foot, scale, generator)]

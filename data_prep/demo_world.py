@@ -36,14 +36,16 @@ SCENES = (*ENTITY_TYPES, "NEUTRAL")
 
 SEEN_CONTEXT_SHARE = 0.4  # of the context words of a type, the share that the training split shows
 NEUTRAL_SHARE = 0.25  # of the posts with a name, those whose text hints at no type
+MISSPELT_SHARE = 0.3  # of the context words; a slip turns a word into letters that a small text encoder cannot read
 NO_ENTITY_SHARE = 0.05
 UNSEEN_NAMES = 10  # names that only dev and test show
 SECOND_ENTITY_SHARE = 1 / 3
 DRAWER_ACCURACY = 0.9  # how often the drawer draws what the context word means
+UNFOUNDED_SHARE = 0.25  # how often the drawer draws some type although the text hints at none
 NO_PICTURE_SHARE = 0.04
 NO_GENERATED_SHARE = 0.03
-SCORE_GAIN = 2.0  # distance of the right logit from the wrong ones, in standard deviations of the noise
-SCORE_SHARPNESS = 1.6
+SCORE_GAIN = 2.15  # distance of the right logit from the wrong ones, in standard deviations of the noise
+SCORE_SHARPNESS = 2.15  # equal to the gain: the scores are calibrated where the relations are equally frequent
 
 LENGTHS = (6, 16)  # tokens
 
@@ -60,6 +62,7 @@ class Post:
     type: str | None  # None: the post has no entity
     hint: str | None  # the context word; None in a neutral post
     hint_seen: bool  # the training split shows the context word
+    misspelt: bool  # the context word is written with a slip, which the drawer reads over
     name_seen: bool
     second: str | None  # the type of the unambiguous second entity
 
@@ -110,7 +113,7 @@ class World:
     def _without_entity(self, identifier: str, generator: np.random.Generator) -> Post:
         words = [(word, "O") for word in _pick(generator, NO_ENTITY).split()]
         tokens, tags = zip(*_decorate(words, generator), strict=True)
-        return Post(identifier, tokens, tags, (), None, None, None, False, False, None)
+        return Post(identifier, tokens, tags, (), None, None, None, False, False, False, None)
 
     def _with_name(
         self, identifier: str, split: str, name: tuple[str, ...], entity_type: str, generator: np.random.Generator
@@ -119,6 +122,9 @@ class World:
         words = self.seen_words[entity_type] if split == "train" else CONTEXT_WORDS[entity_type]
         hint = None if neutral else _pick(generator, words)
         noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
+        misspelt = hint is not None and generator.random() < MISSPELT_SHARE
+        if misspelt:
+            noun = _misspell(hint, generator)
         form = generator.random()
         spelling = [word.lower() if form < 0.1 else word.upper() if form < 0.15 else word for word in name]
         named = [(word, f"{'B' if position == 0 else 'I'}-{entity_type}") for position, word in enumerate(spelling)]
@@ -148,6 +154,7 @@ class World:
             entity_type,
             hint,
             hint in self.seen_words[entity_type],
+            misspelt,
             name not in self.unseen_names,
             second,
         )
@@ -169,7 +176,7 @@ def generated_picture(post: Post, generator: np.random.Generator) -> Shown | Non
     if generator.random() < NO_GENERATED_SHARE:
         return None
     if post.hint is None:
-        scene = _pick(generator, ENTITY_TYPES) if generator.random() < 0.5 else "NEUTRAL"
+        scene = _pick(generator, ENTITY_TYPES) if generator.random() < UNFOUNDED_SHARE else "NEUTRAL"
     elif generator.random() < DRAWER_ACCURACY:
         scene = post.type
     else:
@@ -192,6 +199,12 @@ def shown(post: Post, scene: str, generator: np.random.Generator) -> Shown:
 
 def _pick(generator: np.random.Generator, choices):
     return choices[int(generator.integers(len(choices)))]
+
+
+def _misspell(word: str, generator: np.random.Generator) -> str:
+    """The word without one of its first letters, or with it doubled where the word is short."""
+    position = 1 + int(generator.integers(2))
+    return word[:position] + (word[position] if len(word) < 5 else "") + word[position + (len(word) >= 5) :]
 
 
 def _plain(text: str) -> list[tuple[str, str]]:

@@ -4,9 +4,9 @@ real posts.
     python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0
 
 Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set of DESIGN.md section 4 the
-folder gets `encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights) and
-`world.jsonl`: the truth behind every post, for oracles and tests; training never reads it. The same options give the
-same bytes.
+folder gets `encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
+`posts.jsonl` (a few posts without labels, to predict) and `world.jsonl`: the truth behind every post, for oracles and
+tests; training never reads it. The same options give the same bytes.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ from tmrjax.records import (
 
 SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed
+RAW_POSTS = 5  # of test, once more without labels, to predict
 NOTICE = (
     "SYNTHETIC DATA: a generated world with drawn pictures. Figures on it show that the program works, nothing more."
 )
 OWN_FILES = {
     *(f"{split}.jsonl" for split in SHARES),
-    *(DATASET_FILE, "skipped.jsonl", "world.jsonl", "images", "generated", "encoder", "picture_encoder"),
+    *(DATASET_FILE, "skipped.jsonl", "world.jsonl", "posts.jsonl"),
+    *("images", "generated", "encoder", "picture_encoder", "features"),  # features: a cache that training may leave
 }
 
 ENCODER_CONFIG = {
@@ -140,7 +142,8 @@ def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
             truths.append(_truth(post, original, drawn))
         splits[split] = records
     (folder / "world.jsonl").write_bytes(jsonl_bytes(truths))
-    _write_encoders(folder, world)
+    (folder / "posts.jsonl").write_bytes(jsonl_bytes(_raw_posts(splits["test"][:RAW_POSTS])))
+    _write_encoders(folder)
     options = {"posts": posts, "misalignment": misalignment, "seed": seed}
     stage = {"tool": "data_prep/make_demo.py", "version": __version__, "options": options, "counts": counts}
     info = DatasetInfo(
@@ -177,6 +180,21 @@ def _record(post: Post, seed: int, original: Shown | None, file, drawn: Shown | 
     )
 
 
+def _raw_posts(records: list[Record]) -> list[dict]:
+    """Posts as a user would hand them to experiments/predict.py: raw text, no labels; the last one without pictures."""
+    posts = []
+    for record in records:
+        post = {"id": record.id, "text": " ".join(record.tokens)}
+        if record.image is not None:
+            post |= {"image": record.image, "regions": record.regions, "scores": record.scores}
+        if record.generated is not None:
+            post |= {"generated_image": record.generated.image, "generated_regions": record.generated.regions}
+            post["generated_scores"] = record.generated_scores
+        posts.append(post | {"phrases": record.phrases})
+    posts[-1] = {"id": posts[-1]["id"], "text": posts[-1]["text"]}
+    return posts
+
+
 def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
     return {
         "id": post.id,
@@ -185,6 +203,7 @@ def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
         "name_seen": post.name_seen,
         "hint": post.hint,
         "hint_seen": post.hint_seen,
+        "misspelt": post.misspelt,
         "second": post.second,
         "scene": original and original.scene,
         "relation": original and original.relation,
@@ -214,7 +233,7 @@ def vocabulary() -> list[str]:
     return [*special, *words, *characters, *(f"##{character}" for character in characters)]
 
 
-def _write_encoders(folder: Path, world: World) -> None:
+def _write_encoders(folder: Path) -> None:
     pieces = vocabulary()
     (folder / "encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     files = {
