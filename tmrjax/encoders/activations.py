@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
-from jax import Array
+from jax import Array, lax
 
 
 def gelu(x: Array) -> Array:
-    """GELU with the error function, x Φ(x), as BERT has it (not the tanh approximation)."""
-    return jax.nn.gelu(x, approximate=False)
+    """GELU with the error function, x Φ(x), as BERT has it (not the tanh approximation).
+
+    As in PyTorch Φ(x) = (1 + erf(x/√2)) / 2, which costs half of ``jax.nn.gelu``'s erfc(−x/√2) / 2. That one keeps more
+    digits of values below 1e-6 only.
+    """
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 def _gelu_tanh(x: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.dropout import Dropout
@@ -96,6 +96,22 @@ class BertConfig:
         return {"model_type": "bert", **dataclasses.asdict(self)}
 
 
+class _LayerNorm(nn.Module):
+    """(x − mean) / √(var + ε) · scale + bias over the last axis, computed in float32, returned as ``dtype``."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        var = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * lax.rsqrt(var + self.epsilon) * scale + bias).astype(self.dtype)
+
+
 class _Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, normalised: [B,T] → [B,T,D]."""
 
@@ -115,12 +131,12 @@ class _Embeddings(nn.Module):
         token_type = table("token_type", config.type_vocab_size)
         kinds = token_type.embedding[0] if token_type_ids is None else token_type(token_type_ids)
         total = word + position + kinds
-        normalised = nn.LayerNorm(config.layer_norm_eps, dtype=self.dtype, name="norm")(total)
+        normalised = _LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(total)
         return Dropout(config.hidden_dropout_prob)(normalised, deterministic=not train)
 
 
 class _SelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection: [B,T,D], keys valid where ``attention_mask`` → [B,T,D]."""
+    """Multi-head self-attention with its output projection: [B·T,D], keys valid where ``attention_mask`` → [B·T,D]."""
 
     config: BertConfig
     dtype: jnp.dtype
@@ -128,11 +144,11 @@ class _SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, hidden: Array, attention_mask: Array, *, train: bool) -> Array:
         config = self.config
-        batch, length, width = hidden.shape
-        heads = config.num_attention_heads
+        batch, length = attention_mask.shape
+        width, heads = config.hidden_size, config.num_attention_heads
 
         def project(name: str) -> Array:
-            return _dense(config.hidden_size, self.dtype, name)(hidden).reshape(batch, length, heads, width // heads)
+            return _dense(width, self.dtype, name)(hidden).reshape(batch, length, heads, width // heads)
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
@@ -141,12 +157,12 @@ class _SelfAttention(nn.Module):
         scores = jnp.where(attention_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(config.attention_probs_dropout_prob)(weights, deterministic=not train)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, width)
+        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch * length, width)
         return _dense(config.hidden_size, self.dtype, "output")(context)
 
 
 class _Layer(nn.Module):
-    """One post-layer-norm transformer block: [B,T,D] → [B,T,D]."""
+    """One post-layer-norm transformer block: [B·T,D] → [B·T,D]."""
 
     config: BertConfig
     dtype: jnp.dtype
@@ -157,7 +173,7 @@ class _Layer(nn.Module):
 
         def add_and_normalise(change: Array, residual: Array, name: str) -> Array:
             change = Dropout(config.hidden_dropout_prob)(change, deterministic=not train)
-            return nn.LayerNorm(config.layer_norm_eps, dtype=self.dtype, name=name)(change + residual)
+            return _LayerNorm(config.layer_norm_eps, self.dtype, name=name)(change + residual)
 
         attended = _SelfAttention(config, self.dtype, name="attention")(hidden, attention_mask, train=train)
         hidden = add_and_normalise(attended, hidden, "attention_norm")
@@ -212,11 +228,14 @@ class BertEncoder(nn.Module):
         valid = attention_mask.astype(bool)
         hidden = _Embeddings(self.config, self.dtype, name="embeddings")(input_ids, token_type_ids, train=train)
         intermediates = {"embeddings": hidden}
+        shape = hidden.shape
+        # One row per piece: XLA's CPU products of matrices are faster, forward and backward, than of three-way arrays.
+        hidden = hidden.reshape(-1, shape[-1])
         for index in range(self.config.num_hidden_layers):
             name = f"layer_{index}"
             hidden = _Layer(self.config, self.dtype, name=name)(hidden, valid, train=train)
-            intermediates[name] = hidden
-        return hidden, intermediates
+            intermediates[name] = hidden.reshape(shape)
+        return hidden.reshape(shape), intermediates
 
 
 def _dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
