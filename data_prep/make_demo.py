@@ -4,7 +4,7 @@ real posts.
     python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0
 
 Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set of DESIGN.md section 4 the
-folder gets `encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
+folder gets `text_encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
 `posts.jsonl` (a few posts without labels, to predict) and `world.jsonl`: the truth behind every post, for oracles and
 tests; training never reads it. The same options give the same bytes.
 """
@@ -49,7 +49,13 @@ NOTICE = (
 OWN_FILES = {
     *(f"{split}.jsonl" for split in SHARES),
     *(DATASET_FILE, "skipped.jsonl", "world.jsonl", "posts.jsonl"),
-    *("images", "generated", "encoder", "picture_encoder", "features"),  # features: a cache that training may leave
+    *(
+        "images",
+        "generated",
+        "text_encoder",
+        "picture_encoder",
+        "features",
+    ),  # features: a cache that training may leave
 }
 
 ENCODER_CONFIG = {
@@ -124,7 +130,7 @@ def _is_demo(folder: Path) -> bool:
 
 
 def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
-    for name in ("images", "generated", "encoder", "picture_encoder"):
+    for name in ("images", "generated", "text_encoder", "picture_encoder"):
         (folder / name).mkdir()
     world = World(seed)
     counts = {split: round(share * posts) for split, share in SHARES.items()}
@@ -235,10 +241,10 @@ def vocabulary() -> list[str]:
 
 def _write_encoders(folder: Path) -> None:
     pieces = vocabulary()
-    (folder / "encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (folder / "text_encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     files = {
-        "encoder/config.json": {**ENCODER_CONFIG, "vocab_size": len(pieces)},
-        "encoder/tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
+        "text_encoder/config.json": {**ENCODER_CONFIG, "vocab_size": len(pieces)},
+        "text_encoder/tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
         "picture_encoder/config.json": PICTURE_ENCODER_CONFIG,
     }
     for name, content in files.items():
