@@ -276,6 +276,15 @@ def test_a_way_on_that_lies_hundreds_of_nats_below_is_not_lost():
     np.testing.assert_allclose(by_emissions[0], (expected[2][0] - [0, 0, 1, 0]) / len(mask), atol=5e-5)
 
 
+def test_a_certain_path_is_not_more_likely_than_one():
+    for seed in range(10):
+        emissions, _, mask, params = random_batch(seed)
+        tags, _ = viterbi_decode(emissions * 1000, mask, params)
+        likelihood, _ = likelihood_and_gradients(emissions * 1000, tags, mask, params)
+        assert (likelihood <= 0).all()
+        assert (likelihood > -1e-5).any()
+
+
 def test_both_spaces_give_the_same(monkeypatch):
     @partial(jax.jit, static_argnums=0)
     def outputs(floor, emissions, tags, mask, params):  # floor: only so that each is traced
