@@ -1,0 +1,344 @@
+"""Imports Twitter-2015 or Twitter-2017 (paper section 4.1) from TMR's released files and a folder of pictures.
+
+    python data_prep/import_twitter.py --source=TMR-NER/data/twitter2017 --images=DIR --out=DIR [--generated=DIR]
+
+Writes the data set of DESIGN.md section 4 with the splits train, dev, test; OTHER becomes MISC. What the release
+lacks or has wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
+
+* Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null. *
+Regions of original pictures were released as names of crops without boxes and without the crops: records have none. *
+Boxes on generated pictures are kept where that picture is there. The files of 2017 val and test hold phrases in their
+place. * Scores are raw: weaken = 1 - weak - strong. See `release_files.alpha`. * Phrases are one string per tweet;
+the constant that stands where none was found is dropped. Any word that the tweet does not have would mark the set
+`leaky_phrases`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import filecmp
+import os
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script from the repository's root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_prep import release_files
+from data_prep.release_files import find_file
+from tmrjax import __version__
+from tmrjax.files import DataError, jsonl_bytes, read_bytes, sha256, write_atomic
+from tmrjax.images import load_picture
+from tmrjax.records import (
+    SKIPPED_FILE,
+    Dataset,
+    DatasetInfo,
+    Generated,
+    Record,
+    Skipped,
+    completeness_table,
+    read_dataset,
+    write_dataset,
+)
+
+LABELS = ("PER", "LOC", "ORG", "MISC")
+RENAMED_TAGS = {"B-OTHER": "B-MISC", "I-OTHER": "I-MISC"}
+RELEASED_SPLITS = {"train": "train", "dev": "val", "test": "test"}  # ours -> the release's
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to import; the fields are the command's flags."""
+
+    source: Path
+    out: Path
+    images: Path | None = None
+    generated: Path | None = None
+    phrases: str = "released"  # or "none"
+    scores: bool = True
+    generated_boxes: str = "released"  # or "none", which needs no torch
+    pictures: str = "optional"  # or "require": a tweet without its original picture is an error
+    on_error: str = "raise"  # or "skip": drop the record, count it, list it
+    link: bool = False  # hard links instead of copies
+    name: str | None = None  # of the data set; default: of the source folder
+    progress: bool = True
+
+
+class _Import:
+    """One run: its options, what it counts, the faults it met."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.counts: dict[str, dict[str, int]] = {split: defaultdict(int) for split in RELEASED_SPLITS}
+        self.sources: dict[str, str] = {}
+        self.skipped: list[Skipped] = []
+        self.dropped: set[str] = set()
+        self.seen: dict[str, str] = {}
+        self.info = DatasetInfo("", "ner", LABELS)
+
+    def source(self, names: tuple[str, ...], option: str) -> Path:
+        path = find_file(self.options.source, names, option)
+        self.sources[path.name] = sha256(read_bytes(path))
+        return path
+
+    def fault(self, path: Path):
+        """What to do with a faulty line of `path`: raise, or drop the tweet it belongs to and list it."""
+
+        def handle(error: DataError, line: int, identifier: str | None) -> None:
+            if self.options.on_error == "raise":
+                raise error
+            self.skipped.append(Skipped(path.name, line, identifier, str(error)))
+            if identifier is not None:
+                self.dropped.add(identifier)
+
+        return handle
+
+    def split(self, split: str, pictures: dict[str, Path], generated: dict[str, Path]) -> list[Record]:
+        released, options, counts = RELEASED_SPLITS[split], self.options, self.counts[split]
+        names = ("val.txt", "valid.txt", "dev.txt") if split == "dev" else (f"{split}.txt",)
+        text = self.source(names, "Give the folder twitter2015 or twitter2017 as --source.")
+        tweets = list(release_files.read_tweets(text, self.info.tag_set, RENAMED_TAGS, self.fault(text)))
+        scores = self._scores(released, ("ner_{}_weight_{}.txt",), tweets, counts, "scores")
+        patterns = ("ner_diff_{}_weight_{}.txt", "diff_ner_{}_weight_{}.txt")
+        generated_scores = self._scores(released, patterns, tweets, counts, "generated scores")
+        phrases = self._phrases(released, tweets, counts)
+        boxes = self._boxes(released, tweets, generated, counts)
+        records = []
+        bar = tqdm(tweets, desc=f"{split} pictures", unit="tweet", disable=None if options.progress else True)
+        for tweet in bar:
+            counts["words that vanish in BERT's cleaning"] += sum(map(release_files.is_invisible, tweet.tokens))
+            if tweet.id in self.dropped:  # a line of another file that belongs to it is faulty, and listed
+                continue
+            where = f"{text}:{tweet.line}"
+            try:
+                if tweet.id in self.seen:
+                    again = f"the tweet {tweet.id} again, first at {self.seen[tweet.id]}"
+                    raise DataError(where, again, "an id once over all splits", "Drop one of them.")
+                if options.pictures == "require" and tweet.id not in pictures:
+                    raise DataError(
+                        where,
+                        f"no picture {tweet.id}.jpg",
+                        f"one in {options.images}",
+                        "Add it, or use --pictures=optional.",
+                    )
+                image = self._place(pictures.get(tweet.id), "images", where)
+                drawn = self._place(generated.get(tweet.id), "generated", where)
+            except DataError as error:
+                self.fault(text)(error, tweet.line, tweet.id)
+                continue
+            self.seen[tweet.id] = where
+            records.append(
+                Record(
+                    id=tweet.id,
+                    tokens=tweet.tokens,
+                    tags=tweet.tags,
+                    image=image,
+                    phrases=phrases.get(tweet.id, ()),
+                    generated=None if drawn is None else Generated(drawn, boxes.get(tweet.id, ())),
+                    scores=scores.get(tweet.id),
+                    generated_scores=generated_scores.get(tweet.id),
+                )
+            )
+        return records
+
+    def _scores(self, released, patterns, tweets, counts, name) -> dict[str, tuple[float, float, float]]:
+        if not self.options.scores:
+            return {}
+        numbers, where = {}, {}
+        for weight in ("weak", "strong"):
+            names = tuple(pattern.format(released, weight) for pattern in patterns)
+            where[weight] = self.source(names, "Use --no-scores to import without scores.")
+            numbers[weight] = release_files.read_scores(where[weight], self.fault(where[weight]))
+        known = {tweet.id for tweet in tweets}
+        both = numbers["weak"].keys() & numbers["strong"].keys()
+        counts[f"{name} of no tweet (left out)"] += len((numbers["weak"].keys() | numbers["strong"].keys()) - known)
+        result = {}
+        for tweet in tweets:
+            if tweet.id in both:
+                try:
+                    weak, strong = numbers["weak"][tweet.id], numbers["strong"][tweet.id]
+                    result[tweet.id] = release_files.alpha(weak, strong, f"{where['weak']}: {tweet.id}")
+                except DataError as error:
+                    self.fault(where["weak"])(error, 0, tweet.id)
+        return result
+
+    def _phrases(self, released, tweets, counts) -> dict[str, tuple[str, ...]]:
+        if self.options.phrases == "none":
+            return {}
+        names = tuple(f"ner{year}_grounding_text_{released}.json" for year in (15, 17))
+        strings = release_files.read_phrases(self.source(names, "Use --phrases=none to import without phrases."))
+        result = {}
+        for tweet in tweets:
+            phrase = strings.get(tweet.id)
+            if phrase == release_files.NO_PHRASE:
+                counts["phrases that only say that none was found (dropped)"] += 1
+            elif phrase is not None:
+                foreign = release_files.words_from_elsewhere(phrase, tweet.tokens)
+                counts["phrase words that the tweet does not have"] += len(foreign)
+                result[tweet.id] = (phrase,)
+        counts["phrase words that the tweet does not have"] += 0
+        return result
+
+    def _boxes(self, released, tweets, generated, counts) -> dict[str, tuple[release_files.Box, ...]]:
+        if self.options.generated_boxes == "none":
+            return {}
+        option = "Use --generated-boxes=none to import without them."
+        read = release_files.read_boxes(self.source((f"{released}_grounding_cut_dif.pth",), option))
+        names = tuple(f"twitter{year}_{released}_dict.pth" for year in (2015, 2017))
+        crops = release_files.read_crops(self.source(names, option))
+        counts["original pictures with crops, of which no box is released"] += sum(
+            bool(crops.get(t.id)) for t in tweets
+        )
+        counts["tweets that the crops' file does not name"] += sum(tweet.id not in crops for tweet in tweets)
+        counts["generated boxes that can be used"] += sum(map(len, read.boxes.values()))
+        counts["generated boxes under a pixel (dropped)"] += read.too_small
+        counts["lists of boxes that stood three times (read once)"] += len(read.boxes) if read.tripled else 0
+        counts["lists of phrases where boxes should be (no boxes)"] += len(tweets) if read.phrases_instead else 0
+        counts["generated boxes without their picture (left out)"] += sum(
+            len(boxes) for identifier, boxes in read.boxes.items() if identifier not in generated
+        )
+        return read.boxes
+
+    def _place(self, picture: Path | None, folder: str, where: str) -> str | None:
+        """Checks that the picture can be read and puts it into the data set; an older copy that is equal stays."""
+        if picture is None:
+            return None
+        try:
+            load_picture(picture)
+        except DataError as error:
+            raise DataError(where, str(error), "a picture that can be read", "Replace or remove it.") from error
+        target = self.options.out / folder / picture.name
+        if not (target.exists() and filecmp.cmp(picture, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}")
+            temporary.unlink(missing_ok=True)
+            if self.options.link:
+                os.link(picture.resolve(), temporary)
+            else:
+                shutil.copyfile(picture, temporary)
+            os.replace(temporary, target)
+        return f"{folder}/{picture.name}"
+
+    def leak(self) -> bool:
+        return any(counts["phrase words that the tweet does not have"] for counts in self.counts.values())
+
+
+def import_twitter(options: Options) -> Dataset:
+    """Imports one released data set (see the module's docstring) and reads it back. Raises :class:`DataError`."""
+    for name, allowed in (
+        ("phrases", ("released", "none")),
+        ("generated_boxes", ("released", "none")),
+        ("pictures", ("optional", "require")),
+        ("on_error", ("raise", "skip")),
+    ):
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(options, name)!r}; expected one of {allowed}")
+    if not options.source.is_dir():
+        raise DataError(options.source, "no such folder", "a released twitter2015 or twitter2017", "Correct --source.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    run = _Import(options)
+    pictures, generated = _pictures(options.images, "--images"), _pictures(options.generated, "--generated")
+    splits = {split: run.split(split, pictures, generated) for split in RELEASED_SPLITS}
+    known = {record.id for records in splits.values() for record in records}
+    for name, found in (("pictures", pictures), ("generated pictures", generated)):
+        run.counts["train"][f"{name} of no tweet of any split (left out)"] = len(found.keys() - known)
+    stage: dict[str, Any] = {
+        "tool": "data_prep/import_twitter.py",
+        "version": __version__,
+        "options": {
+            name: value.resolve().name if isinstance(value, Path) else value  # a machine's paths mean nothing elsewhere
+            for name, value in dataclasses.asdict(options).items()
+            if name not in ("out", "progress")
+        },
+        "sources": run.sources,
+        "counts": {split: dict(counts) for split, counts in run.counts.items()},
+        "skipped": len(run.skipped),
+        "equal_texts": _equal_texts(splits),
+    }
+    info = dataclasses.replace(
+        run.info,
+        name=options.name or options.source.resolve().name,
+        leaky_phrases=run.leak(),
+        stages={"import_twitter": stage},
+    )
+    if run.skipped or (options.out / SKIPPED_FILE).exists():
+        write_atomic(options.out / SKIPPED_FILE, jsonl_bytes(dataclasses.asdict(item) for item in run.skipped))
+    write_dataset(options.out, info, splits)
+    return dataclasses.replace(read_dataset(options.out), skipped=tuple(run.skipped))
+
+
+def _pictures(folder: Path | None, option: str) -> dict[str, Path]:
+    """Pictures of a folder by id; raises :class:`DataError` for a missing folder or two files of one id."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise DataError(folder, "no such folder", "a folder of pictures named <id>.jpg", f"Correct {option}.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            if path.stem in found:
+                raise DataError(path, f"a second picture of {path.stem}", f"only {found[path.stem].name}", "Keep one.")
+            found[path.stem] = path
+    return found
+
+
+def _equal_texts(splits: dict[str, list[Record]]) -> list[list[str]]:
+    """Groups of tweets with the same words, as "split:id": where they cross splits, test is not unseen."""
+    groups = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            groups[record.tokens].append(f"{split}:{record.id}")
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def import_table(dataset: Dataset) -> str:
+    """The completeness table, then what the import met, one column per split."""
+    stage = dataset.info.stages["import_twitter"]
+    rows = list(dict.fromkeys(name for counts in stage["counts"].values() for name in counts))
+    lines = [completeness_table(dataset), "met on the way:"]
+    for row in rows:
+        values = (counts.get(row, 0) for counts in stage["counts"].values())
+        lines.append(f"  {row:60s}" + "".join(f"{value:8d}" for value in values))
+    groups = stage["equal_texts"]
+    crossing = sum(len({item.split(":")[0] for item in group}) > 1 for group in groups)
+    lines.append(
+        f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--source", type=Path, required=True, help="released folder twitter2015 or twitter2017")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
+    parser.add_argument("--images", type=Path, help="folder of original pictures, <id>.jpg|jpeg|png")
+    parser.add_argument("--generated", type=Path, help="folder of generated pictures, likewise")
+    parser.add_argument("--phrases", choices=("released", "none"), default="released")
+    parser.add_argument(
+        "--scores", action=argparse.BooleanOptionalAction, default=True, help="import divergence scores"
+    )
+    parser.add_argument(
+        "--generated-boxes", choices=("released", "none"), default="released", help="none needs no torch"
+    )
+    parser.add_argument("--pictures", choices=("optional", "require"), default="optional")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=f"skip lists in {SKIPPED_FILE}")
+    parser.add_argument("--link", action="store_true", help="hard links instead of copies of the pictures")
+    parser.add_argument("--name", help="name of the data set (default: the source folder's)")
+    try:
+        dataset = import_twitter(Options(**vars(parser.parse_args())))
+    except (DataError, OSError) as error:
+        sys.exit(f"import_twitter: {error}")
+    print(import_table(dataset))
+    print(f"written to {dataset.root}")
+
+
+if __name__ == "__main__":
+    main()

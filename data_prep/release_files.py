@@ -1,0 +1,230 @@
+"""Readers of the files that came with TMR's release (paper section 4.1): tagged text, scores, phrases, boxes, crops.
+
+Each reader knows one format and its anomalies and says what it met; nothing is guessed. `.pth` files are read with
+`weights_only`, so that they can hold data and no code; they need torch, which the extra `release` brings.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tmrjax.files import DataError, parse_json, read_bytes
+
+GENERATED_SIZE = 768  # pixels, width and height of the pictures that the released boxes belong to
+# What the release wrote for a tweet in which it found no noun phrase. It is the same for every such tweet.
+NO_PHRASE = "person location organization misc"
+
+Box = tuple[float, float, float, float]
+Fault = Callable[[DataError, int, str | None], None]
+
+
+@dataclass(frozen=True)
+class Tweet:
+    """A tweet of a tagged file; `line` is where it begins, counted from 1."""
+
+    id: str
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    line: int
+
+
+def find_file(folder: Path, names: tuple[str, ...], option: str) -> Path:
+    """The first of `names` in `folder`; raises :class:`DataError` with all of them and `option`, which does without."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(folder, f"none of {', '.join(names)}", "a folder of the release with one of them", option)
+
+
+def read_tweets(path: Path, tags: tuple[str, ...], renamed: dict[str, str], fault: Fault) -> Iterator[Tweet]:
+    """Tweets of a file of blocks: `IMGID:<id>`, then `token<TAB>tag` lines, then an empty line.
+
+    `renamed` maps a released tag to ours. A tweet with a fault is handed to `fault` (with its line and id) and left
+    out.
+    """
+    block: list[tuple[int, bytes]] = []
+    for number, line in enumerate([*read_bytes(path).split(b"\n"), b""], start=1):
+        if line:
+            block.append((number, line))
+        elif block:
+            try:
+                yield _tweet(path, block, tags, renamed)
+            except DataError as error:
+                first, head = block[0]
+                known = head.removeprefix(b"IMGID:").decode("utf-8", errors="replace")
+                fault(error, first, known if head.startswith(b"IMGID:") else None)
+            block = []
+
+
+def _tweet(path: Path, block: list[tuple[int, bytes]], known: tuple[str, ...], renamed: dict[str, str]) -> Tweet:
+    lines = []
+    for number, raw in block:
+        try:
+            lines.append((f"{path}:{number}", raw.decode("utf-8")))
+        except UnicodeDecodeError as error:
+            found = f"bytes that are not UTF-8 ({error.reason})"
+            raise DataError(f"{path}:{number}", found, "UTF-8 text", "Convert the file.") from None
+    (first, head), *rest = lines
+    identifier = head.removeprefix("IMGID:")
+    if head == identifier or not identifier.strip() or any(part in identifier for part in "/\\\t"):
+        raise DataError(first, repr(head), "'IMGID:<id>' at the start of a tweet", "Part tweets by one empty line.")
+    tokens, tags = [], []
+    for where, line in rest:
+        token, _, tag = line.partition("\t")
+        if not token or "\t" in tag or "\t" not in line:
+            raise DataError(where, repr(line), "'token<TAB>tag'", "Repair it, or drop the tweet with --on-error=skip.")
+        tag = renamed.get(tag, tag)
+        if tag not in known:
+            raise DataError(where, f"the unknown tag {tag!r}", f"one of {', '.join(known)}", "Correct the tag.")
+        tokens.append(token)
+        tags.append(tag)
+    if not tokens:
+        raise DataError(first, f"the tweet {identifier} without a token", "at least one", "Give it its words.")
+    return Tweet(identifier, tuple(tokens), tuple(tags), block[0][0])
+
+
+def read_scores(path: Path, fault: Fault) -> dict[str, float]:
+    """Divergence scores by id from lines `<id>.jpg<TAB>number` in any order; faulty lines go to `fault`."""
+    scores: dict[str, float] = {}
+    faulty: set[str] = set()
+    for number, raw in enumerate(read_bytes(path).decode("utf-8", errors="replace").split("\n"), start=1):
+        if not raw:
+            continue
+        key, _, text = raw.partition("\t")
+        identifier = key.removesuffix(".jpg")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if key == identifier or not 0 <= value <= 1 or identifier in scores:
+            found = f"a second score of {key}" if identifier in scores else repr(raw)
+            error = DataError(
+                f"{path}:{number}",
+                found,
+                "'<id>.jpg<TAB>number in [0, 1]', once per tweet",
+                "Correct the line, or use --no-scores.",
+            )
+            faulty.add(identifier)
+            fault(error, number, identifier)
+            continue
+        scores[identifier] = value
+    return {identifier: value for identifier, value in scores.items() if identifier not in faulty}
+
+
+def alpha(weak: float, strong: float, where: str) -> tuple[float, float, float]:
+    """(weaken, complement, strengthen) from the two released NER numbers.
+
+    The released `weak` weighs the coarse grain and `strong` the fine one (DESIGN.md R4), as complement and strengthen
+    do in Eq. 4; they are raw probabilities of a softmax over three classes, so weaken is what is left of 1. A
+    remainder below zero by no more than float32 rounding (1e-6) is taken for 0.
+    """
+    weaken = 1 - weak - strong
+    if weaken < -1e-6:
+        raise DataError(where, f"weak {weak} + strong {strong} > 1", "a sum of at most 1", "Are these the NER scores?")
+    return max(weaken, 0.0), weak, strong
+
+
+def read_phrases(path: Path) -> dict[str, str]:
+    """Phrases: one JSON object `{"<id>.jpg": "phrase words"}`; returns id -> string."""
+    value = parse_json(read_bytes(path), str(path))
+    if not isinstance(value, dict) or not all(isinstance(text, str) and text for text in value.values()):
+        raise DataError(
+            path, "something else", 'one object {"<id>.jpg": "phrase words"}', "Use --phrases=none without it."
+        )
+    return {key.removesuffix(".jpg"): text for key, text in value.items()}
+
+
+def words_from_elsewhere(phrase: str, tokens: tuple[str, ...]) -> list[str]:
+    """Words of a phrase that the tweet does not have, not even inside a hash tag or a handle: a leak shows here."""
+    text = " ".join(tokens).lower()
+    return [word for word in phrase.lower().split() if word not in text]
+
+
+@dataclass
+class ReleasedBoxes:
+    """Boxes on generated pictures as fractions, by id, and what had to be decided to read them."""
+
+    boxes: dict[str, tuple[Box, ...]] = field(default_factory=dict)
+    phrases_instead: bool = False  # the file holds phrases where boxes should be
+    tripled: bool = False  # every list stood three times in a row
+    too_small: int = 0  # boxes under one pixel wide or high, dropped
+
+
+def read_boxes(path: Path) -> ReleasedBoxes:
+    """`{"IMGID:<id>.png": [tensor x1 y1 x2 y2 in pixels of 768 x 768, ...]}`; raises :class:`DataError` on anything
+    else.
+    """
+    lists = {}
+    for key, items in _load(path).items():
+        if not key.startswith("IMGID:") or not key.endswith(".png") or not isinstance(items, list):
+            raise DataError(path, f"the entry {key!r}", "'IMGID:<id>.png' with a list", "Is this the boxes' file?")
+        lists[key[len("IMGID:") : -len(".png")]] = items
+    kinds = {isinstance(item, str) for items in lists.values() for item in items}
+    if kinds == {True}:
+        return ReleasedBoxes(phrases_instead=True)
+    if True in kinds:
+        raise DataError(path, "phrases between boxes", "boxes", "Use --generated-boxes=none.")
+    numbers = {key: [tuple(float(side) for side in item) for item in items] for key, items in lists.items()}
+    result = ReleasedBoxes(tripled=bool(numbers) and all(_is_tripled(items) for items in numbers.values()))
+    for identifier, items in numbers.items():
+        kept = []
+        for box in items[: len(items) // 3] if result.tripled else items:
+            if len(box) != 4 or not all(math.isfinite(side) for side in box):
+                raise DataError(
+                    path, f"the box {box} of {identifier}", "four finite numbers", "Use --generated-boxes=none."
+                )
+            if min(box) < 0 or max(box) > GENERATED_SIZE:
+                raise DataError(
+                    path,
+                    f"the box {box} of {identifier}",
+                    f"pixels in 0 to {GENERATED_SIZE}",
+                    "Use --generated-boxes=none.",
+                )
+            if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+                result.too_small += 1
+                continue
+            kept.append(tuple(side / GENERATED_SIZE for side in box))
+        result.boxes[identifier] = tuple(kept)
+    return result
+
+
+def _is_tripled(items: list) -> bool:
+    third = len(items) // 3
+    return bool(items) and items == items[:third] * 3
+
+
+def read_crops(path: Path) -> dict[str, list[str]]:
+    """Names of crops of the original pictures, `{"<id>.jpg": [names]}`; the crops themselves were never released."""
+    return {key.removesuffix(".jpg"): list(names) for key, names in _load(path).items()}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise DataError(
+            path,
+            "no torch to read it with",
+            "the extra 'release'",
+            "pip install 'tmrjax[release]', or --generated-boxes=none: then boxes are left out and crops not counted.",
+        ) from None
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a damaged or malicious file
+        raise DataError(path, f"no plain data ({error})", "a .pth file of the release", "Download it again.") from error
+    if not isinstance(value, dict):
+        raise DataError(path, f"a {type(value).__name__}", "a dict", "Is this the right file?")
+    return value
+
+
+def is_invisible(token: str) -> bool:
+    """Whether BERT's cleaning leaves nothing of a token: control and format characters, marks, U+FFFD."""
+    return all(
+        character == "\ufffd" or unicodedata.category(character)[0] in "CZ" or unicodedata.category(character) == "Mn"
+        for character in unicodedata.normalize("NFD", token)
+    )
