@@ -1,0 +1,1 @@
+"""The commands: flags, workdirs and the one training loop."""

@@ -21,12 +21,18 @@ from tmrjax.report import ablation_name, format_entity_report
 from tmrjax.sharding import make_mesh
 from tmrjax.tagger import Tagger
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "What to evaluate on.")
-_DATA = flags.DEFINE_string("data", None, "Another prepared data set than the run's own.")
-_DEVICES = flags.DEFINE_integer("devices", None, "Number of devices; all unless given.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Posts at a time; the run's own unless given.")
-_OUTPUT = flags.DEFINE_string("output", None, "Write the report as JSON.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of this command."""
+    running.define_flags()
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "What to evaluate on.")
+    flags.DEFINE_string("data", None, "Another prepared data set than the run's own.")
+    flags.DEFINE_integer("devices", None, "Number of devices; all unless given.")
+    flags.DEFINE_integer("batch_size", None, "Posts at a time; the run's own unless given.")
+    flags.DEFINE_string("output", None, "Write the report as JSON.")
 
 
 def evaluate(
@@ -65,12 +71,13 @@ def main(_) -> None:
     """Flags in, table out."""
     running.start()
     report = evaluate(
-        Path(_WORKDIR.value), _SPLIT.value, data=_DATA.value, devices=_DEVICES.value, batch_size=_BATCH_SIZE.value
+        Path(FLAGS.workdir), FLAGS.split, data=FLAGS.data, devices=FLAGS.devices, batch_size=FLAGS.batch_size
     )
-    if _OUTPUT.value:
-        running.write_json(Path(_OUTPUT.value), report)
+    if FLAGS.output:
+        running.write_json(Path(FLAGS.output), report)
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["workdir"])
     app.run(main)

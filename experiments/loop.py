@@ -136,6 +136,7 @@ class Compiled:
         self._step, self._timer, self._by_shape = step, timer, {}
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
+        """Run the step on this batch, compiling it first where its shape is new."""
         shape = batch["input_ids"].shape
         if shape not in self._by_shape:
             start = time.perf_counter()

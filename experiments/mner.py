@@ -25,8 +25,14 @@ from tmrjax.report import ablation_name, format_entity_report
 from tmrjax.sharding import check_batch_size, make_mesh
 from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of this command."""
+    running.define_flags()
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -133,9 +139,10 @@ def show(report: dict[str, Any], dataset: Dataset) -> None:
 def main(_) -> None:
     """Flags in, report out."""
     running.start()
-    run(_CONFIG.value, Path(_WORKDIR.value))
+    run(FLAGS.config, Path(FLAGS.workdir))
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -20,30 +20,37 @@ from experiments.loop import progress_bar
 from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, write_atomic
 from tmrjax.predict import Predictor
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
-_INPUT = flags.DEFINE_string("input", None, "JSONL file of posts.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSONL file to write.")
-_ROOT = flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Posts at a time.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of this command."""
+    running.define_flags()
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_string("input", None, "JSONL file of posts.")
+    flags.DEFINE_string("output", None, "JSONL file to write.")
+    flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to.")
+    flags.DEFINE_integer("batch_size", 32, "Posts at a time.")
 
 
 def main(_) -> None:
     """Flags in, JSONL out."""
     running.start()
-    source = Path(_INPUT.value)
+    source = Path(FLAGS.input)
     lines = read_bytes(source).split(b"\n")
     posts = [parse_json(line, f"{source}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not posts:
         raise DataError(source, "no post", "one JSON object per line", "Give it at least one.")
-    predictor = Predictor.load(_WORKDIR.value)
+    predictor = Predictor.load(FLAGS.workdir)
     results = predictor.entities(
-        posts, root=_ROOT.value or source.parent, batch_size=_BATCH_SIZE.value, progress=progress_bar
+        posts, root=FLAGS.root or source.parent, batch_size=FLAGS.batch_size, progress=progress_bar
     )
-    write_atomic(_OUTPUT.value, jsonl_bytes(results))
+    write_atomic(FLAGS.output, jsonl_bytes(results))
     found = sum(len(result["entities"]) for result in results)
-    print(f"{found} entities in {len(results)} posts written to {_OUTPUT.value}")
+    print(f"{found} entities in {len(results)} posts written to {FLAGS.output}")
 
 
 if __name__ == "__main__":
+    define_flags()
     flags.mark_flags_as_required(["workdir", "input", "output"])
     app.run(main)

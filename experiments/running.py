@@ -21,18 +21,23 @@ from tmrjax.records import Dataset, Record
 from tmrjax.report import entity_report
 from tmrjax.tagger import Tagger
 
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; for a run of several processes")
-_PROCESSES = flags.DEFINE_integer("processes", None, "number of processes; empty where the cluster tells it")
-_PROCESS = flags.DEFINE_integer("process", None, "index of this process; empty where the cluster tells it")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, found by jax.distributed (SLURM, TPU, ...)")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of every command. Not on import: commands are imported together by scripts and tests."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; for a run of several processes")
+    flags.DEFINE_integer("processes", None, "number of processes; empty where the cluster tells it")
+    flags.DEFINE_integer("process", None, "index of this process; empty where the cluster tells it")
+    flags.DEFINE_bool("distributed", False, "several processes, found by jax.distributed (SLURM, TPU, ...)")
 
 
 def start() -> None:
     """Logging, and the other processes where there are some; call it before anything touches a device."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if FLAGS.distributed or FLAGS.coordinator:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,245 @@
+"""The commands end to end on a small demo world: train, resume, evaluate, predict, several devices and processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_prep.make_demo import make_demo
+from experiments import evaluate, mner
+from experiments.configs.mner import get_config
+from tmrjax.checkpoints import CheckpointError, load_best
+from tmrjax.predict import Predictor
+from tmrjax.records import read_dataset, write_dataset
+from tmrjax.tagging import spans_from_tags
+
+ROOT = Path(__file__).resolve().parent.parent
+# One bucket and few posts: each run compiles two programs and takes a dozen steps.
+SMALL = {
+    "data.max_pieces": 40, "data.buckets": (40,), "batch_size": 8, "eval_batch_size": 16, "epochs": 2, "log_every": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("world") / "data"
+    make_demo(root, posts=60, seed=1)
+    return root
+
+
+# Long enough to find some entities; split over two devices.
+LONG = {"epochs": 12, "lr_encoder": 3e-3, "lr_fusion": 1e-2, "devices": 2, "log_every": 6, "batch_size": 14}
+
+
+def small_config(world: Path, **changes):
+    config = get_config("demo")
+    config.update_from_flattened_dict({"data.root": str(world), **SMALL, **changes})
+    return config
+
+
+def arrays_of(workdir: Path):
+    return load_best(workdir)[0]["params"]
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory) -> tuple[Path, dict]:
+    workdir = tmp_path_factory.mktemp("runs") / "full"
+    return workdir, mner.run(small_config(world, **LONG), workdir)
+
+
+def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
+    workdir, report = finished
+    assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert (report["task"], report["variant"], report["dataset"], report["devices"]) == ("ner", "paper", "demo", 2)
+    assert report["data"]["synthetic"] and not report["leaky_phrases"] and report["steps"] == 36
+    assert {"precision", "recall", "f1"} <= set(report["dev"]) and "lenient_f1" in report["test"]
+    assert report["seconds_per_step"] > 0 and report["compile_seconds"] > 0
+    assert report["data"]["files"] == dict(read_dataset(world).info.files)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(3, 37, 3))
+    assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 13))
+    assert list((workdir / "tensorboard").iterdir())
+    assert np.isfinite([leaf for tree in jax.tree.leaves(arrays_of(workdir)) for leaf in np.ravel(tree)]).all()
+
+
+def test_a_finished_run_is_not_run_again(finished, world, capsys):
+    workdir, report = finished
+    before = (workdir / "report.json").stat().st_mtime_ns
+    assert mner.run(small_config(world, **LONG), workdir) == json.loads(json.dumps(report))
+    assert (workdir / "report.json").stat().st_mtime_ns == before
+    printed = capsys.readouterr().out
+    assert "strict IOB2" in printed and "SYNTHETIC DATA" in printed
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
+    workdir, report = finished
+    again = evaluate.evaluate(workdir, "test", devices=devices)
+    assert {name: again[name] for name in report["test"]} == report["test"]
+
+
+def test_pixels_give_the_predictions_of_cached_features(finished, world):
+    """predict.py decodes pictures; training read the feature cache: the same entities come out."""
+    workdir, report = finished
+    records = read_dataset(world).splits["test"]
+    posts = [
+        {"tokens": list(r.tokens), "image": r.image, "regions": [list(box) for box in r.regions],
+         "phrases": list(r.phrases), "scores": r.scores and list(r.scores),
+         "generated_image": r.generated and r.generated.image,
+         "generated_regions": [list(box) for box in r.generated.regions] if r.generated else [],
+         "generated_scores": r.generated_scores and list(r.generated_scores)}
+        for r in records
+    ]  # fmt: skip
+    results = Predictor.load(workdir, devices=1).entities(posts, root=world, batch_size=4)
+    found = sum(len(result["entities"]) for result in results)
+    correct = 0
+    for record, result in zip(records, results, strict=True):
+        starts = np.cumsum([0, *(len(token) + 1 for token in record.tokens)])
+        gold = {(starts[s], starts[e] - 1, label) for s, e, label in spans_from_tags(record.tags, strict=True)}
+        correct += len(gold & {(e["start"], e["end"], e["label"]) for e in result["entities"]})
+        for entity in result["entities"]:
+            assert result["text"][entity["start"] : entity["end"]] == entity["text"]
+            assert 0 < entity["score"] <= 1
+    assert found > 0
+    assert report["test"]["precision"] == (correct / found)
+    assert report["test"]["recall"] == correct / report["test"]["support"]
+
+
+def test_one_post_or_many_raw_text_without_pictures(finished, caplog):
+    predictor = Predictor.load(finished[0], devices=1)
+    text = "RT 👍🏽 Jordan\u200b at the harbour!"
+    one = predictor.entities({"text": text})
+    many = predictor.entities([{"text": text}, {"text": "so tired today", "id": 7}])
+    assert [e["label"] for e in many[0]["entities"]] == [e["label"] for e in one["entities"]]
+    assert [e["text"] for e in one["entities"]] == [text[e["start"] : e["end"]] for e in one["entities"]]
+    assert one["masked"] == ["picture", "generated picture"] and many[1]["id"] == 7
+    assert "2 of 2 posts come without generated picture: that input is masked" in caplog.text
+    assert predictor.entities([]) == []
+
+
+@pytest.mark.parametrize(
+    ("post", "message"),
+    [
+        ({"txet": "a"}, "Did you mean 'text'"),
+        ({"text": "a", "tokens": ["a"]}, "both 'text' and 'tokens'"),
+        ({"text": " \u200b"}, "no word"),
+        ({"text": "a", "image": "missing.jpg"}, r"missing\.jpg.*no such file"),
+        ({"text": "a", "scores": [0.5, 0.5, 0.5]}, "sum"),
+        ({"text": "a", "image": "x.jpg", "regions": [[0, 0, 2, 1]]}, "outside the picture"),
+    ],
+)
+def test_bad_posts_are_named(finished, post, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor.load(finished[0], devices=1).entities([post])
+
+
+def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
+    with pytest.raises(CheckpointError, match=r"belongs to another run(.|\n)*seed: 0 → 5"):
+        mner.run(small_config(world, **LONG, **{"seed": 5}), finished[0])
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(CheckpointError, match="neither empty nor the workdir of a run"):
+        mner.run(small_config(world), tmp_path)
+
+
+def test_data_with_other_labels_is_refused(finished, world, tmp_path):
+    dataset = read_dataset(world)
+    records = [
+        type(r)(**{**r.__dict__, "tags": ("O",) * len(r.tokens), "image": None, "generated": None, "regions": ()})
+        for r in dataset.splits["test"]
+    ]
+    write_dataset(tmp_path, {"name": "other", "task": "ner", "labels": ("PER", "LOC")}, {"test": records})
+    with pytest.raises(CheckpointError, match=r"was trained for 'ner' with \['PER', 'LOC', 'ORG', 'MISC'\]"):
+        evaluate.evaluate(finished[0], data=str(tmp_path), devices=1)
+
+
+def test_what_is_missing_is_said_before_anything_is_computed(world, tmp_path):
+    with pytest.raises(ValueError, match="no data set was given"):
+        mner.run(get_config("twitter2017"), tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"safetensors"):
+        mner.run(small_config(world, **{"text_encoder.weights": "pretrained"}), tmp_path / "b")
+    with pytest.raises(ValueError, match="freeze_pictures=True"):
+        mner.run(small_config(world, **{"model.freeze_pictures": False}), tmp_path / "c")
+    with pytest.raises(ValueError, match="expected 'pretrained' or 'random'"):
+        mner.run(small_config(world, **{"text_encoder.weights": "rnadom"}), tmp_path / "d")
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def command(world: Path, workdir: Path, *extra: str) -> list[str]:
+    overrides = {"data.root": world, "model.variant": "text", **SMALL, **dict(item.split("=", 1) for item in extra)}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    config = "--config=experiments/configs/mner.py:demo"
+    return [sys.executable, "experiments/mner.py", config, f"--workdir={workdir}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output
+    return output
+
+
+def start(arguments: list[str], devices: int = 1) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(command(world, workdir, "epochs=4")))
+    return workdir
+
+
+def test_a_run_told_to_stop_resumes_to_the_same_bits(world, uninterrupted, tmp_path):
+    process = start(command(world, tmp_path / "run", "epochs=4"))
+    deadline = time.time() + 300
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 128 + signal.SIGTERM)
+    assert "and saved; the same command resumes" in output
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert "resumed at step" in finish(start(command(world, tmp_path / "run", "epochs=4")))
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(tmp_path / "run"), arrays_of(uninterrupted))
+    first, second = (json.loads((path / "report.json").read_text()) for path in (tmp_path / "run", uninterrupted))
+    assert first["test"] == second["test"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_two_processes_learn_what_one_does(world, uninterrupted, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    arguments = [*command(world, tmp_path / "run", "epochs=4"), f"--coordinator=localhost:{port}", "--processes=2"]
+    processes = [start([*arguments, f"--process={index}"], devices=2) for index in range(2)]
+    outputs = [finish(process) for process in processes]
+    assert "strict IOB2" in outputs[0] and "strict IOB2" not in outputs[1]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["devices"] == 4
+    single = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    double = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (single, double)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_misspelt_key_is_refused(world, tmp_path):
+    output = finish(start(command(world, tmp_path / "run", "lr_encodr=1")), 1)
+    assert "lr_encodr" in output and "lr_encoder" in output
+    assert not (tmp_path / "run").exists()
