@@ -2,21 +2,27 @@
 
 A map is keyed by what it depends on: the bytes of the picture, the box, the sizes of preprocessing, the weights. A
 folder holds one sub-folder per (weights, preprocessing, dtype) and in it, per process, rows of maps in one file of raw
-numbers and their keys, a line each. A row counts once its key is written, and keys are written behind the rows they
-name: an interrupted build loses a batch at most and continues where it stopped.
+numbers and their keys, a line each. A row counts once it and its key are written, in this order: an interrupted build
+loses a batch at most and continues where it stopped. Builds of the same shard wait for each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: there, processes that build at once must differ in their shard
+    fcntl = None
 
 from tmrjax.files import DataError, sha256, write_atomic
 from tmrjax.images import PictureError, load_picture, picture_to_pixels, region_to_pixels
@@ -41,7 +47,7 @@ class FeatureCache:
         self._rows: dict[str, tuple[Path, int]] = {}
         self._maps: dict[Path, np.ndarray] = {}
         for keys in sorted(folder.glob("*.keys")):
-            self._rows |= {key: (keys.with_suffix(".maps"), row) for row, key in enumerate(_whole_lines(keys))}
+            self._rows |= {key: (keys.with_suffix(".maps"), row) for row, key in enumerate(self._written(keys))}
 
     def __getstate__(self) -> dict:
         # Workers open the files themselves; a memory map would be pickled as its whole content.
@@ -57,12 +63,21 @@ class FeatureCache:
         except KeyError:
             raise KeyError(f"{request.path} {request.box or ''}: not in the feature cache {self.folder}") from None
         if path not in self._maps:
-            stored = path.stat().st_size // (int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize)
+            stored = path.stat().st_size // self._row_bytes
             self._maps[path] = np.memmap(path, self.dtype, "r", shape=(stored, *self.feature_shape))
         return np.asarray(self._maps[path][row], np.float32)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize
+
+    def _written(self, keys: Path) -> list[str]:
+        """Keys whose rows are there; after a power cut a file may have keys without rows."""
+        maps = keys.with_suffix(".maps")
+        return _whole_lines(keys)[: maps.stat().st_size // self._row_bytes] if maps.exists() else []
 
     def _key(self, request: PictureRequest) -> str:
         digest = self._digests.get(request.path)
@@ -99,10 +114,11 @@ class FeatureCache:
             dtype: "float32", or "float16" for half the space (and maps rounded to 11 bits).
             progress: show a bar on a terminal.
             num_threads: that decode pictures.
-            shard: file of this process; processes that build at once must differ in it.
+            shard: file of this process; processes that build at once should differ in it, or wait for each other.
 
         Raises:
-            PictureError: lists every picture that cannot be read.
+            PictureError: lists every picture that cannot be read; the maps of the others are kept.
+            ValueError: an unknown dtype, or maps of another shape than the cache's, or not finite.
         """
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
@@ -114,61 +130,90 @@ class FeatureCache:
         with ThreadPoolExecutor(max(num_threads, 1)) as pool:
             digests = _digests(list(dict.fromkeys(request.path for request in requests)), pool)
             about = folder / "cache.json"
-            shape = json.loads(about.read_text())["shape"] if about.exists() else None
-            if shape is None:
-                probe = encode(np.zeros((batch_size, size, size, 3), np.float32))
-                shape = probe.shape[1:]
-                write_atomic(about, json.dumps({**identity, "shape": list(shape)}, indent=2).encode())
-            cache = cls(folder, tuple(shape), dtype, digests)
-            missing = list({cache._key(request): request for request in requests if request not in cache}.items())
-            if not missing:
-                return cache
-            cache._append(missing, encode, pool, size, resize, batch_size, progress, shard)
+            if about.exists():
+                shape = json.loads(about.read_text())["shape"]
+            else:
+                shape = list(np.shape(encode(np.zeros((batch_size, size, size, 3), np.float32)))[1:])
+                write_atomic(about, json.dumps({**identity, "shape": shape}, indent=2).encode())
+            with _lock(folder / f"shard-{shard:05d}.lock"):
+                cache = cls(folder, tuple(shape), dtype, digests)
+                missing = list({cache._key(request): request for request in requests if request not in cache}.items())
+                if missing:
+                    cache._append(missing, encode, pool, size, resize, batch_size, progress, shard)
         return cls(folder, tuple(shape), dtype, digests)
 
     def _append(self, missing, encode, pool, size, resize, batch_size, progress, shard) -> None:
         maps, keys = self.folder / f"shard-{shard:05d}.maps", self.folder / f"shard-{shard:05d}.keys"
-        row_bytes = int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize
-        written = _whole_lines(keys) if keys.exists() else []
-        write_atomic(keys, "".join(f"{key}\n" for key in written).encode())  # without half a line of a killed build
+        written = self._written(keys) if keys.exists() else []
+        write_atomic(keys, "".join(f"{key}\n" for key in written).encode())  # without what a killed build left
         maps.touch()
-        faults: list[str] = []
+        faults: set[str] = set()
 
         def pixels(request: PictureRequest) -> np.ndarray | None:
             try:
                 picture = load_picture(request.path)
             except PictureError as error:
-                faults.append(str(error))
+                faults.add(str(error))
                 return None
             if request.box is None:
                 return picture_to_pixels(picture, size, resize)
             return region_to_pixels(picture, request.box, size)
 
+        chunks = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+
+        def decode(number: int) -> list[Future]:
+            chunk = chunks[number] if number < len(chunks) else []
+            return [pool.submit(pixels, request) for _, request in chunk]
+
         bar = tqdm(total=len(missing), desc="picture features", unit="map", disable=None if progress else True)
         with maps.open("r+b") as map_file, keys.open("a", encoding="utf-8") as key_file, bar:
-            map_file.truncate(len(written) * row_bytes)
+            map_file.truncate(len(written) * self._row_bytes)
             map_file.seek(0, 2)
-            for start in range(0, len(missing), batch_size):
-                chunk = missing[start : start + batch_size]
-                loaded = list(pool.map(pixels, (request for _, request in chunk)))
+            pending = decode(0)
+            for number, chunk in enumerate(chunks):
+                loaded = [future.result() for future in pending]
+                pending = decode(number + 1)  # the next pictures are decoded while these are encoded
                 kept = [(key, array) for (key, _), array in zip(chunk, loaded, strict=True) if array is not None]
                 batch = np.zeros((batch_size, size, size, 3), np.float32)
                 for row, (_, array) in enumerate(kept):
                     batch[row] = array
-                features = np.asarray(encode(batch))[: len(kept)].astype(self.dtype)
-                map_file.write(np.ascontiguousarray(features).tobytes())
+                features = self._checked(np.asarray(encode(batch)))[: len(kept)]
+                map_file.write(features.tobytes())
                 map_file.flush()
                 key_file.write("".join(f"{key}\n" for key, _ in kept))
                 key_file.flush()
                 bar.update(len(chunk))
         if faults:
-            unique = sorted(set(faults))
             raise PictureError(
                 self.folder,
-                f"{len(unique)} pictures that cannot be read:\n  " + "\n  ".join(unique),
+                f"{len(faults)} pictures that cannot be read:\n  " + "\n  ".join(sorted(faults)),
                 "pictures",
                 "Replace them, or set their records' image to null.",
             )
+
+    def _checked(self, features: np.ndarray) -> np.ndarray:
+        if features.shape[1:] != self.feature_shape:
+            raise ValueError(
+                f"{self.folder}: maps of shape {features.shape[1:]}, but the cache holds {self.feature_shape}; "
+                "do these weights have another weights_hash?"
+            )
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(features.astype(self.dtype))
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{self.folder}: maps with NaN or infinity as {self.dtype}; "
+                "expected finite numbers: check the weights, or use float32"
+            )
+        return stored
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Waits until no other build holds the lock; it ends with its process, so that a killed build blocks nobody."""
+    with path.open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _key(digest: str, box: Box | None) -> str:

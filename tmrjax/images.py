@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from tmrjax.record_schema import Box
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
-# Pillow's own limit: a file of a few kilobytes may claim to be larger than the memory.
+# Where Pillow stops by itself too: a file of a few kilobytes may claim to be larger than the memory.
 MAX_PIXELS = 178_956_970
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -36,16 +35,14 @@ def load_picture(path: str | os.PathLike) -> Image.Image:
     """The picture as RGB, upright. Raises :class:`PictureError` naming the file."""
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture), path)
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture), path)
     except FileNotFoundError:
         raise PictureError(path, "no such file", "a picture", "Correct the path, or write null for it.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise PictureError(
             path, f"a picture that is too large ({error})", f"at most {MAX_PIXELS:,} pixels", "Scale it down."
         ) from None
