@@ -123,12 +123,19 @@ def far_apart(params, emissions):
     return params, emissions * 300
 
 
+def never_entered(params, emissions):
+    """No tag leads to tag 1."""
+    transitions = params.transitions.copy()
+    transitions[:, 1] = -np.inf
+    return params._replace(transitions=transitions), emissions
+
+
 def unreachable(params, emissions):
     """Every path of more than one position is forbidden."""
     return params._replace(transitions=np.full_like(params.transitions, -np.inf)), emissions
 
 
-KINDS = [dense, forbidden, forbidden_softly, far_apart, unreachable]
+KINDS = [dense, forbidden, forbidden_softly, far_apart, never_entered, unreachable]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,29 +239,30 @@ def recursions_in_float64(emissions, tags, params):
 @pytest.mark.parametrize("restricted", [False, True])
 def test_ten_thousand_positions_at_one_and_at_ten_thousand_nats(restricted):
     generator = np.random.default_rng(0)
-    emissions = generator.normal(size=(2, 10_000, 4)).astype(np.float32)
-    emissions[1] = generator.uniform(-1e4, 1e4, emissions.shape[1:])
+    emissions = generator.normal(size=(3, 10_000, 4)).astype(np.float32)
+    emissions[1] += 1e4
+    emissions[2] = generator.uniform(-1e4, 1e4, emissions.shape[1:])
     params = random_params(generator, 4)
     if restricted:
         params, _ = forbidden(params, None)
     mask = np.ones(emissions.shape[:2], bool)
     tags, best_score = viterbi_decode(emissions, mask, params)
-    tags = np.array(tags)
-    *_, best_in_float64 = recursions_in_float64(emissions, tags, params)
-    found = [path_scores(emissions[b], params, tags[b][None])[0] for b in range(2)]
+    *_, best_in_float64 = recursions_in_float64(emissions, np.asarray(tags), params)
+    found = [path_scores(emissions[b], params, tags[b][None])[0] for b in range(3)]
     np.testing.assert_allclose(found, best_in_float64, rtol=1e-9)
     np.testing.assert_allclose(best_score, best_in_float64, rtol=2e-7)
-    tags[0, ::100] = 0  # some way off the best path
+
+    tags = np.array(tags)
+    tags[:2, ::100] = 0  # some way off the best path
     likelihood, (by_emissions, by_params) = likelihood_and_gradients(emissions, tags, mask, params)
-    expected = recursions_in_float64(emissions, tags, params)
-    np.testing.assert_allclose(log_normalizer(emissions, mask, params), expected[0], rtol=2e-7)
-    np.testing.assert_allclose(likelihood[0], expected[1][0], rtol=1e-6)
-    # 10,000 roundings of numbers near 1e4, where neighbouring floats lie 1e-3 apart.
-    np.testing.assert_allclose(likelihood[1], expected[1][1], atol=0.1)
-    one_hot = tags[..., None] == np.arange(4)
-    by_emissions_expected = (expected[2] - one_hot) / 2
-    np.testing.assert_allclose(by_emissions[0], by_emissions_expected[0], atol=2e-6)
-    np.testing.assert_allclose(by_emissions[1], by_emissions_expected[1], atol=2e-4)
+    normalizer, expected, probability, _ = recursions_in_float64(emissions, tags, params)
+    np.testing.assert_allclose(log_normalizer(emissions, mask, params), normalizer, rtol=2e-7)
+    np.testing.assert_allclose(likelihood[:2], expected[:2], rtol=1e-6)
+    # 10,000 roundings of differences near 1e4, where neighbouring floats lie 1e-3 apart.
+    np.testing.assert_allclose(likelihood[2], expected[2], atol=0.1)
+    gradient = (probability - (tags[..., None] == np.arange(4))) / 3
+    np.testing.assert_allclose(by_emissions[:2], gradient[:2], atol=2e-6)
+    np.testing.assert_allclose(by_emissions[2], gradient[2], atol=2e-4)
     assert all(np.isfinite(value).all() for value in by_params)
 
 
@@ -291,7 +299,7 @@ def test_both_spaces_give_the_same(monkeypatch):
         _, filtered = crf._filter_forward(emissions, mask, CRFParams(*map(jnp.asarray, params)))
         return filtered.lossless, likelihood_and_gradients.__wrapped__(emissions, tags, mask, params)
 
-    for kind in (dense, forbidden, forbidden_softly):
+    for kind in (dense, forbidden, forbidden_softly, never_entered):
         emissions, tags, mask, params = random_batch(6)
         params, emissions = kind(params, emissions)
         lossless, fast = outputs(None, emissions, tags, mask, params)

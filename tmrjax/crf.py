@@ -420,10 +420,8 @@ def _log_likelihood_forward(emissions, tags, mask, params):
     step = jnp.sum(jnp.where(gold, chain.local, 0.0), axis=1)
     step += jnp.where(chain.linked, filtered.relative[path.previous, path.tags], 0.0)
     step = jnp.where(chain.valid, step, 0.0)
-    forbidden = (step == -jnp.inf).any(0)
     total = _pairwise_sum(step - _finite(filtered.shift)) + params.end_transitions[path.last] - _finite(filtered.tail)
-    # Rounding may lift a probability of 1 by an ulp.
-    total = jnp.where(forbidden, -jnp.inf, jnp.minimum(total, 0.0))
+    total = jnp.minimum(total, 0.0)  # rounding may lift a probability of 1 by an ulp
     return jnp.where(mask.any(1), total, 0.0) + path.fault, (filtered, path)
 
 
