@@ -195,6 +195,15 @@ def test_a_region_is_what_its_box_covers(box, color):
     assert result.shape == (16, 16, 3) and np.abs(result - color).max() < 0.01
 
 
+def test_a_region_lies_between_its_edges():
+    x, y = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 100))
+    picture = Image.fromarray(np.stack([x, y, 0 * x], -1).round().astype(np.uint8))
+    result = denormalised(region_to_pixels(picture, (0.3, 0.1, 0.9, 0.5), 20))
+    for axis, length, first, last in ((0, 200, 60, 180), (1, 100, 10, 50)):  # pixels of the picture
+        centre = first + (np.arange(20) + 0.5) * (last - first) / 20 - 0.5
+        assert np.abs(result[:, :, axis].mean(axis) - centre / (length - 1) * 255).max() < 1.5
+
+
 @given(st.tuples(*[st.floats(0, 1)] * 4).filter(lambda box: box[0] < box[2] and box[1] < box[3]))
 def test_any_box_of_the_format_gives_pixels_of_the_picture(box):
     result = denormalised(region_to_pixels(Image.new("RGB", (13, 7), "white"), box, 5))
