@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         len(plan), config.lr_encoder, config.lr_fusion, config.weight_decay, config.warmup, config.clip
     )
     optimizer = make_optimizer(settings, variables["params"], model)
-    step = make_train_step(model, optimizer, mesh, seed=config.seed, accumulate=config.accumulate)
+    step = make_train_step(model, optimizer, mesh, accumulate=config.accumulate)
     predict = tagger.predict_step(mesh)
 
     def evaluate(variables, examples=dev) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     outcome = train(
         workdir=workdir,
-        state=create_state(variables, optimizer),
+        state=create_state(variables, optimizer, seed=config.seed),
         step_function=step,
         batches=batches,
         evaluate=evaluate_dev,

@@ -74,8 +74,8 @@ def run(model, batches, *, devices=1, accumulate=1, settings=None):
     mesh = make_mesh(devices)
     variables = initial(model)
     optimizer = optax.sgd(0.1) if settings is None else make_optimizer(settings, variables["params"], model)
-    step = make_train_step(model, optimizer, mesh, seed=0, accumulate=accumulate)
-    state = replicate(create_state(variables, optimizer), mesh)
+    step = make_train_step(model, optimizer, mesh, accumulate=accumulate)
+    state = replicate(create_state(variables, optimizer, seed=0), mesh)
     losses = []
     for batch in batches:
         state, metrics = step(state, shard_batch(batch, mesh))

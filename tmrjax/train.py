@@ -28,9 +28,14 @@ _FORBIDDEN = -1e8
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step of training changes. ``statistics`` are the BatchNorm statistics, empty without a ResNet."""
+    """What a step of training reads and changes.
+
+    ``statistics`` are the BatchNorm statistics, empty without a ResNet. ``seed`` of dropout is data, not part of the
+    program: runs that differ in their seeds alone share one compilation.
+    """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     statistics: Any
     opt_state: Any
@@ -109,10 +114,16 @@ def make_optimizer(settings: OptimizerSettings, params: Any, model: TMRForNER) -
     )
 
 
-def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
     """The state before the first step."""
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
+        params=params,
+        statistics=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
 
 
 def _negative_log_likelihood(model: TMRForNER, params, statistics, batch: Batch, key: jax.Array):
@@ -130,7 +141,7 @@ def _negative_log_likelihood(model: TMRForNER, params, statistics, batch: Batch,
 
 
 def make_train_step(
-    model: TMRForNER, optimizer: optax.GradientTransformation, mesh: Mesh, *, seed: int, accumulate: int = 1
+    model: TMRForNER, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch) -> (state, {"loss", "gradient_norm"})``; the state is donated.
 
@@ -145,7 +156,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         # rbg: drawing bits for dropout by threefry takes a sizable share of a step on CPU.
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed, impl="rbg"), state.step)
         if accumulate == 1:
             (loss, (count, statistics)), gradients = gradient(state.params, state.statistics, batch, key)
         else:
@@ -166,7 +177,12 @@ def make_train_step(
         scale = 1 / jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new_state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), statistics, opt_state)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            statistics=statistics,
+            opt_state=opt_state,
+        )
         return new_state, {"loss": loss * scale, "gradient_norm": optax.tree.norm(gradients)}
 
     everywhere = replicated(mesh)
