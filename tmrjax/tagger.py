@@ -124,6 +124,11 @@ class Tagger:
         """Pictures below ``root`` as pixels; None for a model that reads text only."""
         if not self.model.prefixes:
             return None
+        if self.model.resnet is None:
+            raise ValueError(
+                "this model has no ResNet, so it cannot read pictures: hand it feature maps through model.apply, or "
+                "convert a state dict that holds one"
+            )
         return PixelSource(root, self.model.prefixes, size=self.pictures.size, resize=self.pictures.resize)
 
     def features(
