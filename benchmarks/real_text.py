@@ -4,8 +4,8 @@ python -m benchmarks.real_text --data=data/twitter2017 --encoder=BERT_DIR --out=
 python -m benchmarks.real_text --data=... --encoder=... --out=... --peer=torch_bert_crf.py --source=RELEASE/twitter2017
 
 The first trains (5 epochs, batches of 16) and prints strict and lenient F1. The second lets our command and a PyTorch
-program (any that takes ENCODER DATA --epochs --max-steps --max-train and prints "step_s_median") train 60 steps in turns,
-as whole processes, and prints the ratio of their median steps; run it on an otherwise idle machine.
+program (any that takes ENCODER DATA --epochs --max-steps and prints "step_s_median") train 60 steps in turns, as whole
+processes, and prints the ratio of their median steps; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ python -m benchmarks.train_step [--rounds 3] [--programs jax-pixels torch-pixels
 
 Every program is a process of its own; the parent lets them step in turns, so that a noisy machine is noisy for all, and
 reads each one's peak memory at the end. The PyTorch programs are transformers' BertModel and ResNetModel with the same
-two grains of attention, pytorch-crf and AdamW. ResNet statistics are frozen in all; weights are random. The children get
-the MALLOC_* variables without which PyTorch's steps vary up to fivefold on CPU.
+two grains of attention, pytorch-crf and AdamW. ResNet statistics are frozen in all; weights are random. The children
+get the MALLOC_* variables without which PyTorch's steps vary up to fivefold on CPU.
 """
 
 from __future__ import annotations
