@@ -5,7 +5,8 @@
 Writes the data set of DESIGN.md section 4 with the splits train, dev, test; OTHER becomes MISC. What the release
 lacks or has wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
-* Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null. *
+* Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null.
+  With --pictures=require --on-error=skip only tweets that have one are imported. *
 Regions of original pictures were released as names of crops without boxes and without the crops: records have none. *
 Boxes on generated pictures are kept where that picture is there. The files of 2017 val and test hold phrases in their
 place. * Scores are raw: weaken = 1 - weak - strong. See `release_files.alpha`. * Phrases are one string per tweet;
@@ -113,7 +114,6 @@ class _Import:
         records = []
         bar = tqdm(tweets, desc=f"{split} pictures", unit="tweet", disable=None if options.progress else True)
         for tweet in bar:
-            counts["words that vanish in BERT's cleaning"] += sum(map(release_files.is_invisible, tweet.tokens))
             if tweet.id in self.dropped:  # a line of another file that belongs to it is faulty, and listed
                 continue
             where = f"{text}:{tweet.line}"
@@ -134,6 +134,7 @@ class _Import:
                 self.fault(text)(error, tweet.line, tweet.id)
                 continue
             self.seen[tweet.id] = where
+            counts["words that vanish in BERT's cleaning"] += sum(map(release_files.is_invisible, tweet.tokens))
             records.append(
                 Record(
                     id=tweet.id,
