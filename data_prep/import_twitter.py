@@ -6,12 +6,12 @@ Writes the data set of DESIGN.md section 4 with the splits train, dev, test; OTH
 lacks or has wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
 * Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null.
-  With --pictures=require --on-error=skip only tweets that have one are imported. *
-Regions of original pictures were released as names of crops without boxes and without the crops: records have none. *
-Boxes on generated pictures are kept where that picture is there. The files of 2017 val and test hold phrases in their
-place. * Scores are raw: weaken = 1 - weak - strong. See `release_files.alpha`. * Phrases are one string per tweet;
-the constant that stands where none was found is dropped. Any word that the tweet does not have would mark the set
-`leaky_phrases`.
+  With --pictures=require --on-error=skip only tweets that have one are imported.
+* Regions of original pictures were released as names of crops, without boxes and without the crops: records have none.
+* Boxes on generated pictures are kept where that picture is there. The files of 2017 val and test hold phrases instead.
+* Scores are raw: weaken = 1 - weak - strong; see `release_files.alpha`.
+* Phrases are one string per tweet; the constant that stands where none was found is dropped. Any word that the tweet
+  does not have would mark the set `leaky_phrases`.
 """
 
 from __future__ import annotations
