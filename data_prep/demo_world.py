@@ -1,5 +1,4 @@
-"""The grammar of the demo world: tweet-like posts whose names mean nothing without their context, and what pictures
-they meet.
+"""The grammar of the demo world: tweet-like posts with ambiguous names, and what pictures they meet.
 
 It copies the situation of the paper (sections 1 and 3.3) in the small. A post's name may be a person, a place, an
 organisation or something else; the context word that says which is often one that the training split never shows. The
@@ -185,9 +184,7 @@ def generated_picture(post: Post, generator: np.random.Generator) -> Shown | Non
 
 
 def shown(post: Post, scene: str, generator: np.random.Generator) -> Shown:
-    """What the scene is to the post, with scores as a divergence estimator would give: noisy, right about 87 % of the
-    time.
-    """
+    """What the scene is to the post, with scores as an estimator would give: noisy, right about 87 % of the time."""
     fitting = "complement" if post.hint is None else "strengthen"
     relation = fitting if scene == post.type else "weaken"
     logits = generator.normal(size=3)
@@ -212,9 +209,7 @@ def _plain(text: str) -> list[tuple[str, str]]:
 
 
 def _decorate(words: list[tuple[str, str]], generator: np.random.Generator) -> list[tuple[str, str]]:
-    """Adds what posts carry beside their sentence, within the length limits: users, hash tags, links, emoji, invisible
-    tokens.
-    """
+    """Adds what posts carry beside their sentence, within the length limits: users, hash tags, links, emoji."""
     shortest, longest = LENGTHS
     words = list(words)
     while len(words) < shortest:

@@ -1,5 +1,4 @@
-"""Makes the demo data: a generated, fully labelled NER world with drawn pictures. Synthetic; it says nothing about
-real posts.
+"""Makes the demo data: a synthetic, fully labelled NER world with drawn pictures.
 
     python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0
 
