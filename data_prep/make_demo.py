@@ -218,9 +218,7 @@ def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
 
 
 def vocabulary() -> list[str]:
-    """A word-piece vocabulary that knows every word of the world and every character it uses, so that nothing is
-    unknown.
-    """
+    """A word-piece vocabulary of all words and characters of the world, so that nothing is unknown."""
     texts = [
         *(" ".join(name) for name in demo_words.NAMES),
         *(word for words in demo_words.CONTEXT_WORDS.values() for word in words),
