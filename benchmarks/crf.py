@@ -105,15 +105,20 @@ def check(size: tuple[int, int, int], *, apart: bool) -> None:
         np.testing.assert_array_equal(row[: len(path)], path)
 
 
+def seconds_per_call(function: Callable, calls: int) -> float:
+    """Mean of several calls in a row."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - began) / calls
+
+
 def in_turns(mine: Callable, theirs: Callable, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each, [repeats] and [repeats]; the first three turns, which warm up, are left out."""
-    seconds = np.empty((repeats + 3, 2))
-    for turn in seconds:
-        for column, function in enumerate((mine, theirs)):
-            began = time.perf_counter()
-            function()
-            turn[column] = time.perf_counter() - began
-    return seconds[3:, 0], seconds[3:, 1]
+    """Seconds per call of each, [repeats] and [repeats]; a turn of either lasts about 50 ms or one call."""
+    warm = [min(seconds_per_call(function, 1) for _ in range(5)) for function in (mine, theirs)]
+    calls = [max(1, round(0.05 / seconds)) for seconds in warm]
+    pairs = [(seconds_per_call(mine, calls[0]), seconds_per_call(theirs, calls[1])) for _ in range(repeats)]
+    return tuple(np.transpose(pairs))
 
 
 def main() -> None:
