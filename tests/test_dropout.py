@@ -59,6 +59,11 @@ def test_keys_and_modules_are_independent():
         for second in draws[:index]:
             assert abs(correlation(first, second)) < bound
 
+    rbg = {"dropout": jax.random.fold_in(jax.random.key(0, impl="rbg"), 5)}
+    other = Dropout(0.3).apply({}, jnp.ones(SHAPE), deterministic=False, rngs=rbg)
+    assert abs((np.asarray(other) == 0).mean() - 0.3) < bound
+    assert abs(correlation(np.asarray(other), draws[0])) < bound
+
     class Two(nn.Module):
         @nn.compact
         def __call__(self, x):
