@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 
 from tmrjax import convert
 from tmrjax.checkpoints import BEST, CheckpointStore, package_versions
-from tmrjax.convert_release import ner_from_release
+from tmrjax.convert import ner_from_release
 from tmrjax.files import sha256
 from tmrjax.pipeline import TextSettings
 from tmrjax.tagger import PictureSettings, Tagger, load_tokenizer

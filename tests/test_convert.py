@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tmrjax import convert
+from tmrjax.convert import tables
 from tmrjax.encoders.bert import BertConfig, BertEncoder
 from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
 
@@ -30,7 +31,7 @@ def fabricated(table, shapes, seed=0) -> dict[str, np.ndarray]:
     """A state dict of random arrays under their names, in their shapes."""
     random = np.random.default_rng(seed)
     return {
-        entry.theirs: random.uniform(0.5, 1.5, convert._source_shape(shapes[entry.ours], entry.axes)).astype(np.float32)
+        entry.theirs: random.uniform(0.5, 1.5, tables.source_shape(shapes[entry.ours], entry.axes)).astype(np.float32)
         for entry in table
     }
 

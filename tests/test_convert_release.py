@@ -8,7 +8,7 @@ import transformers
 from release_reference import ReleasedNER
 from test_convert import TorchvisionResNet
 
-from tmrjax.convert_release import ner_from_release
+from tmrjax.convert import ner_from_release
 from tmrjax.encoders.resnet import ResNetConfig
 
 B, T, P = 3, 6, 4

@@ -12,16 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.convert import (
-    BERT_DROPPED,
-    LINEAR,
-    RESNET_DROPPED,
-    Entry,
-    bert_table,
-    fill,
-    resnet_table,
-    shapes_of,
-)
+from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, resnet_table
+from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
 from tmrjax.models import NUM_REGIONS, TMRForNER

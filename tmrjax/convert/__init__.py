@@ -1,0 +1,31 @@
+"""Weights of others into ours: state dicts of Hugging Face, torchvision, timm and the authors as tables of name pairs.
+
+A conversion is a list of ``Entry`` (their name, our path, a transpose) and a list of their names that are dropped
+knowingly. ``fill`` applies it: whatever is missing, left over or of another shape is raised, all of it in one error.
+Nothing here needs torch.
+"""
+
+from tmrjax.convert.encoders import bert_params, bert_shapes, bert_table, resnet_params, resnet_shapes, resnet_table
+from tmrjax.convert.release import ner_from_release
+from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_dict
+from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
+
+__all__ = [
+    "CONVOLUTION",
+    "INDEX",
+    "LINEAR",
+    "WEIGHTS",
+    "Entry",
+    "bert_params",
+    "bert_shapes",
+    "bert_table",
+    "fill",
+    "ner_from_release",
+    "read_config",
+    "read_state_dict",
+    "resnet_params",
+    "resnet_shapes",
+    "resnet_table",
+    "shapes_of",
+    "without_prefix",
+]
