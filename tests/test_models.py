@@ -241,7 +241,7 @@ def test_rows_do_not_influence_each_other(batch, variables):
 
 def test_frozen_encoders_get_no_gradient(batch, variables):
     model = make_model(freeze_text=True, freeze_pictures=True)
-    gradient = jax.grad(lambda p: model.apply(variables | {"params": p}, batch, train=False)[0].sum())
+    gradient = jax.jit(jax.grad(lambda p: model.apply(variables | {"params": p}, batch, train=False)[0].sum()))
     tree = gradient(variables["params"])
     for name in ("bert", "picture_encoder"):
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(tree[name]))
@@ -254,7 +254,7 @@ def test_bfloat16_keeps_emissions_and_parameters_float32(batch, variables):
     assert (result.dtype, states["crf"].transitions.dtype, states["text_states"].dtype) == (
         jnp.float32, jnp.float32, jnp.bfloat16,
     )  # fmt: skip
-    params = model.init(jax.random.key(0), batch, train=False)["params"]
+    params = jax.eval_shape(lambda key: model.init(key, batch, train=False), jax.random.key(0))["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(result, emissions(make_model(), variables, batch), atol=0.15)
 
