@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if not config.data.root:
         raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
     dataset = read_dataset(config.data.root, on_error=config.data.on_error)
-    running.claim_workdir(workdir, config.to_dict())
+    running.claim_workdir(workdir, config.to_dict() | {"dataset": running.dataset_meta(dataset)})
     finished = workdir / "report.json"
     if finished.exists():
         report = json.loads(finished.read_text(encoding="utf-8"))

@@ -62,7 +62,7 @@ def start() -> None:
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Write the config into a new workdir, or make sure that this one is of the same run.
+    """Write the config, with the hashes of its data, into a new workdir, or make sure that this one is of the same run.
 
     Raises CheckpointError with the keys that differ: resuming with them would mix two runs.
     """

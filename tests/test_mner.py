@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep.make_demo import make_demo
-from experiments import evaluate, mner
+from experiments import evaluate, mner, running
 from experiments.configs.mner import get_config
 from tmrjax.checkpoints import CheckpointError, load_best
 from tmrjax.predict import Predictor
@@ -147,6 +147,13 @@ def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(CheckpointError, match="neither empty nor the workdir of a run"):
         mner.run(small_config(world), tmp_path)
+
+
+def test_changed_data_make_another_run(tmp_path):
+    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
+    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
+    with pytest.raises(CheckpointError, match=r"dataset\.files\.train\.jsonl: 'a' → 'b'"):
+        running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "b"}}})
 
 
 def test_data_with_other_labels_is_refused(finished, world, tmp_path):
