@@ -80,7 +80,7 @@ class Stage:
         every fold, so it must give the same twice, and keep what later stages added to what it finds unchanged.
     inputs: the JSON value that a result depends on beside the options; never what the stage itself writes.
     concerns: whether there is anything to do for a record (default: always); others are counted, not touched.
-    info: what changes in `dataset.json` beside the manifest.
+    info: what changes in `dataset.json` beside the manifest, given it and the splits after the fold.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Stage:
     inputs: Callable[[Record], Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     concerns: Callable[[Record], bool] = lambda record: True
-    info: Callable[[DatasetInfo], DatasetInfo] = lambda info: info
+    info: Callable[[DatasetInfo, Mapping[str, Sequence[Record]]], DatasetInfo] = lambda info, splits: info
     model: str | None = None
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -159,7 +159,7 @@ def _shard(identifier: str, count: int) -> int:
 
 
 def _work_off(own: Path, dataset: Dataset, stage: Stage, todo: list[Record], total: int, selection: Selection) -> None:
-    info = stage.info(dataset.info)
+    info = dataclasses.replace(dataset.info, renormalised_scores=False)  # whether they are, the fold will know
     bar = tqdm(
         desc=stage.name,
         total=total,
@@ -334,7 +334,7 @@ def _fold(root: Path, stage: Stage, done: Mapping[str, Mapping[str, Any]]) -> Da
             "seconds": round(seconds, 3),
             "failed": f"{JOURNALS}/{stage.name}/{FAILED}" if failed else None,
         }
-        info = stage.info(dataset.info)
+        info = stage.info(dataset.info, splits)
         before = {key: value for key, value in info.stages.get(stage.name, {}).items() if key != "finished"}
         if splits == dataset.splits and before == json.loads(json.dumps(manifest)) and info == dataset.info:
             return dataset
