@@ -1,4 +1,4 @@
-"""The importer of MNRE: a small release with every anomaly, broken ones, and the real one; the audit of both phrases."""
+"""The importer of MNRE: a small release with every anomaly, broken ones, the real one; the audit of its phrases."""
 
 import dataclasses
 import json
@@ -21,10 +21,10 @@ RELATIONS = {"None": 0, "/per/org/member_of": 1, "/loc/loc/contain": 2}
 
 
 def instance(tokens, head, tail, image, relation):
-    entity = {
-        key: {"name": " ".join(tokens[slice(*span)]), "pos": list(span)} for key, span in (("h", head), ("t", tail))
-    }
-    return {"token": tokens, **entity, "img_id": f"{image}.jpg", "relation": relation}
+    def entity(span):
+        return {"name": " ".join(tokens[slice(*span)]), "pos": list(span)}
+
+    return {"token": tokens, "h": entity(head), "t": entity(tail), "img_id": f"{image}.jpg", "relation": relation}
 
 
 @pytest.fixture
@@ -171,9 +171,8 @@ def test_the_real_release_gives_the_counts_of_its_description_and_its_phrases_le
     source = data_root / "tmr-release" / "TMR-RE" / "data"
     options = Options(source, tmp_path / "text", images=data_root / "images" / "mnre", progress=False)
     dataset = import_mnre(options)
-    sizes = {
-        split: (len(records), sum(r.relation == "None" for r in records)) for split, records in dataset.splits.items()
-    }
+    gold = {split: [record.relation for record in records] for split, records in dataset.splits.items()}
+    sizes = {split: (len(relations), relations.count("None")) for split, relations in gold.items()}
     assert sizes == {"train": (12247, 7744), "dev": (1624, 1000), "test": (1614, 974)}
     assert len(dataset.info.labels) == 23
     columns = {split: completeness(records, "re") for split, records in dataset.splits.items()}
@@ -187,10 +186,8 @@ def test_the_real_release_gives_the_counts_of_its_description_and_its_phrases_le
     assert not any(row.leak for row in rows.values())
     assert rows["last phrase words that the post lacks"].f1 == rows["nothing"].f1 == 0
     leaky = import_mnre(change(options, out=tmp_path / "released", phrases="released", generated_boxes="none"))
-    assert (
-        leaky.info.stages["import_mnre"]["counts"]["train"]["instances whose phrase has words that the text lacks"]
-        > 4000
-    )
+    counts = leaky.info.stages["import_mnre"]["counts"]["train"]
+    assert counts["instances whose phrase has words that the text lacks"] > 4000
     rows = {row.reads: row for row in audit(leaky)}
     suffix = rows["last phrase words that the post lacks"]
     assert suffix.leak and suffix.f1 == pytest.approx(0.866, abs=0.0005)
