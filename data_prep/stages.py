@@ -399,8 +399,8 @@ def selection_of(arguments: argparse.Namespace) -> Selection:
     return Selection(splits, arguments.limit, arguments.shard, arguments.restart, arguments.on_error)
 
 
-def command(name: str, run: Callable[[], Dataset], table: Callable[[Dataset], str] = completeness_table) -> None:
-    """Runs a stage as a command: one line for an error, what to do after an interruption, the tables at the end."""
+def command(name: str, stage: str, run: Callable[[], Dataset]) -> None:
+    """Runs a stage as the command `name`: one line for an error, what to do when interrupted, tables at the end."""
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     try:
         dataset = run()
@@ -408,4 +408,5 @@ def command(name: str, run: Callable[[], Dataset], table: Callable[[Dataset], st
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; what is done is kept, the same command goes on")
-    print(table(dataset))
+    print(completeness_table(dataset))
+    print(stage_table(dataset, stage))
