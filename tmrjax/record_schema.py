@@ -25,6 +25,7 @@ Scores = tuple[float, float, float]
 Span = tuple[int, int]
 
 TASKS = ("ner", "re")
+NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 
@@ -168,6 +169,8 @@ def record_from_json(
         for key in ("head", "tail"):
             if require_labels or value.get(key) is not None:
                 labels[key] = check.span(value[key], key, len(tokens))
+        if "head" in labels and "tail" in labels:
+            check.pair(labels["head"], labels["tail"])
         if require_labels or value.get("relation") is not None:
             labels["relation"] = check.member(value["relation"], "relation", info.labels)
     generated = value.get("generated")
@@ -273,6 +276,11 @@ class RecordChecker:
         if not 0 <= value[0] < value[1] <= length:
             self.fail(f"{value} in {name!r}", f"0 <= start < end <= {length}", "Count tokens from 0; end is excluded.")
         return value[0], value[1]
+
+    def pair(self, head: Span, tail: Span) -> None:
+        """Two entities that are not the same words; they may overlap."""
+        if head == tail:
+            self.fail(f"'head' and 'tail' equal, {list(head)}", "two different entities", "Correct one of them.")
 
     def numbers(self, value: Any, name: str, count: int) -> tuple[float, ...]:
         """Exactly `count` finite numbers."""
