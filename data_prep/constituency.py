@@ -8,7 +8,6 @@ come with the extra `phrases`; the models are a folder, fetched once by whoever 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,17 +69,6 @@ def _sentences(tokens: Sequence[str]) -> list[Span]:
     ends = [index + 1 for index, token in enumerate(tokens) if SENTENCE_END.fullmatch(token)]
     bounds = [0, *ends, len(tokens)]
     return [(start, end) for start, end in itertools.pairwise(bounds) if start < end]
-
-
-def models_digest(folder: Path) -> str:
-    """Names the models of a folder: the beginning of a SHA-256 over its files."""
-    digest = hashlib.sha256()
-    for path in sorted((folder / LANGUAGE).rglob("*")):
-        if path.is_file():
-            digest.update(str(path.relative_to(folder)).encode())
-            with open(path, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"stanza {LANGUAGE} {digest.hexdigest()[:12]}"
 
 
 def tree_spans(tokens: Sequence[str], tree: Any) -> list[Span]:

@@ -44,7 +44,8 @@ def load_parser(name: str, models: Path | None = None) -> tuple[Parser, str | No
     if models is None:
         raise DataError("--parser=stanza", "no --models", "a folder of stanza's models", "Name it, or use pattern.")
     loaded = constituency.ConstituencyParser(models)
-    return loaded, constituency.models_digest(models), {"stanza": loaded.version}
+    model = f"stanza {constituency.LANGUAGE} {stages.folder_digest(models / constituency.LANGUAGE)}"
+    return loaded, model, {"stanza": loaded.version}
 
 
 def phrase_stage(
@@ -108,7 +109,7 @@ def main() -> None:
     flags = parser.parse_args()
     options = {"parser": flags.parser, "models": flags.models, "maximum": flags.maximum}
     stages.command(
-        "extract_phrases", NAME, lambda: extract_phrases(flags.dataset, stages.selection_of(flags), **options)
+        "extract_phrases", [NAME], lambda: extract_phrases(flags.dataset, stages.selection_of(flags), **options)
     )
 
 

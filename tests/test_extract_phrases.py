@@ -10,9 +10,9 @@ import pytest
 
 from data_prep import constituency
 from data_prep import extract_phrases as command
-from data_prep.constituency import ConstituencyParser, models_digest, tree_spans
+from data_prep.constituency import ConstituencyParser, tree_spans
 from data_prep.extract_phrases import extract_phrases, load_parser, phrase_stage
-from data_prep.stages import Selection
+from data_prep.stages import Selection, folder_digest
 from tmrjax.files import DataError
 from tmrjax.records import Record, read_dataset, write_dataset
 
@@ -142,11 +142,11 @@ def test_the_stage_with_stanza(root, models, read_trees, monkeypatch):
         parser.pipeline.processors["constituency"] = Trees(read_trees)
         return parser
 
-    monkeypatch.setattr(command, "constituency", SimpleNamespace(ConstituencyParser=build, models_digest=models_digest))
+    monkeypatch.setattr(command, "constituency", SimpleNamespace(ConstituencyParser=build, LANGUAGE="en"))
     dataset = extract_phrases(root, QUIET, parser="stanza", models=models)
     assert dataset.splits["train"][0].phrases[0] == "Kevin Love joins the Cleveland Cavaliers in Ohio with 3 dogs"
     manifest = dataset.info.stages["phrases"]
-    assert manifest["model"] == models_digest(models) and manifest["model"].startswith("stanza en ")
+    assert manifest["model"] == f"stanza en {folder_digest(models / 'en')}"
     (models / "en/tokenize/combined.pt").write_bytes(b"another")
     with pytest.raises(DataError, match="--restart"):
         extract_phrases(root, QUIET, parser="stanza", models=models)
