@@ -46,7 +46,7 @@ class Detector:
             )
         try:
             import torch
-            from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+            from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
         except ImportError as error:
             install = "pip install 'tmrjax[grounding]', or use --method=saliency."
             raise DataError(folder, f"no torch to run it with ({error})", "the extra 'grounding'", install) from None
@@ -54,9 +54,11 @@ class Detector:
         self.threshold = THRESHOLDS[method] if threshold is None else threshold
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # The processors without torchvision: the same boxes on every machine.
+            self.pictures = AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=False)
             model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: a tokenizer without its vocabulary
             whole = "a whole model, as save_pretrained of model and processor writes it"
             raise DataError(folder, f"no model that loads ({error})", whole, "Copy all its files.") from error
         self.model = model.to(self.device).eval()
@@ -85,12 +87,11 @@ class Detector:
 
     def _owl_inputs(self, picture: Image.Image, phrases: Sequence[str]) -> tuple[Any, list[Sequence[int]], int]:
         """One query per phrase: a column of the logits each."""
-        tokenizer = self.processor.tokenizer
         limit = self.model.config.text_config.max_position_embeddings
-        cut = sum(len(ids) > limit for ids in tokenizer(list(phrases))["input_ids"])
-        text = tokenizer(list(phrases), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        pixels = self.processor.image_processor(picture, return_tensors="pt")
-        return {**text.to(self.device), **pixels.to(self.device)}, [(column,) for column in range(len(phrases))], cut
+        cut = sum(len(ids) > limit for ids in self.tokenizer(list(phrases))["input_ids"])
+        options = {"padding": "max_length", "max_length": limit, "truncation": True}
+        inputs = self._inputs(self.tokenizer(list(phrases), return_tensors="pt", **options), picture)
+        return inputs, [(column,) for column in range(len(phrases))], cut
 
     def _dino_inputs(self, picture: Image.Image, phrases: Sequence[str]) -> tuple[Any, list[Sequence[int]], int]:
         """One prompt, "first phrase. second phrase."; the columns of a phrase are those of its word pieces."""
@@ -98,18 +99,25 @@ class Detector:
         for phrase in phrases:
             starts.append(len(prompt))
             prompt += phrase.lower().replace(".", " ").replace("?", " ") + ". "  # both end a phrase for the model
+        prompt = prompt.strip()
         limit = self.model.config.max_text_len
-        text = self.processor.tokenizer(prompt.strip(), return_offsets_mapping=True)
-        columns: list[list[int]] = [[] for _ in phrases]
-        cut = set()
-        for position, (start, end) in enumerate(text["offset_mapping"]):
-            owner = sum(begin <= start for begin in starts) - 1
-            if start == end or prompt[start:end] in (".", "?"):
-                continue
-            if position < limit:
-                columns[owner].append(position)
-            else:
-                cut.add(owner)
-        inputs = self.processor(images=picture, text=prompt.strip(), return_tensors="pt")
+
+        def pieces(offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
+            columns: list[list[int]] = [[] for _ in phrases]
+            for position, (start, end) in enumerate(offsets):
+                if start < end and prompt[start:end] not in (".", "?"):
+                    columns[sum(begin <= start for begin in starts) - 1].append(position)
+            return columns
+
+        whole = pieces(self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"])
+        text = self.tokenizer(
+            prompt, return_offsets_mapping=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        columns = pieces(text.pop("offset_mapping")[0].tolist())
+        cut = sum(len(read) < len(there) for read, there in zip(columns, whole, strict=True))
         # A phrase without a piece that was read scores on the start of the prompt, which answers nothing.
-        return inputs.to(self.device), [column or [0] for column in columns], len(cut)
+        return self._inputs(text, picture), [column or [0] for column in columns], cut
+
+    def _inputs(self, text: Any, picture: Image.Image) -> dict[str, Any]:
+        pixels = self.pictures(picture, return_tensors="pt")
+        return {**text.to(self.device), **pixels.to(self.device)}

@@ -128,7 +128,7 @@ def locate(picture: Image.Image, crop: Image.Image) -> tuple[float, ...] | None:
     """Where a crop was cut out of a picture, as fractions; None where it fits nowhere.
 
     The offset (y, x) of least sum over the crop C of (I[y + v, x + u] - C[v, u])^2, in grey, for all offsets at once by
-    a Fourier transform; found where its mean is at most ALIKE^2 and a quarter of C's variance. Of equal places the first.
+    a Fourier transform; found where its mean is at most ALIKE^2 and a quarter of C's variance. The first of equals.
     """
     whole, part = (np.asarray(image.convert("L"), np.float64) for image in (picture, crop))
     (rows, columns), (height, width) = whole.shape, part.shape
