@@ -25,7 +25,7 @@ from tmrjax.sharding import make_mesh, replicate, replicated, split_rows
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """How to draw. `guidance` is w in e(negative) + w (e(text) - e(negative)), the classifier-free one; up to 1 is off."""
+    """How to draw. `guidance` is w of classifier-free guidance, e(negative) + w (e(text) - e(negative)); <= 1: off."""
 
     steps: int = 50
     guidance: float = 7.5

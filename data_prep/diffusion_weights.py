@@ -8,7 +8,9 @@ and transformers themselves. Every name and shape is checked against the model, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +55,7 @@ def load_model(folder: DiffusionFolder, *, dtype: str = "float32") -> DiffusionM
     modules, params = {}, {"scheduler": state}
     for name, paths in folder.weights.items():
         modules[name] = build_module(name, folder.configs[name], dtype)
-        params[name] = _read_weights(paths, name, modules[name], dtype)
+        params[name] = _read_weights(paths, name, folder.configs[name], dtype)
     features = (
         _from_folder(flax.CLIPImageProcessor, folder.path / "feature_extractor") if folder.safety_checker else None
     )
@@ -158,10 +160,16 @@ def build_module(name: str, config: Mapping[str, Any], dtype: str) -> Any:
     return flax.FlaxSafetyChecker(checker, input_shape=(1, size, size, 3), _do_init=False)
 
 
-def expected_shapes(name: str, module: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+def expected_shapes(name: str, config: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path → shape of the parameters of a component; nothing is computed."""
+    return dict(_expected_shapes(name, json.dumps(config, sort_keys=True)))
+
+
+@functools.cache
+def _expected_shapes(name: str, config: str) -> dict[tuple[str, ...], tuple[int, ...]]:
     from flax.traverse_util import flatten_dict
 
+    module = build_module(name, json.loads(config), "float32")
     if COMPONENTS[name].library == "diffusers":
         tree = jax.eval_shape(module.init_weights, jax.random.PRNGKey(0))
     else:
@@ -179,11 +187,11 @@ def _from_folder(loader: Any, folder: Path) -> Any:
 # ------------------------------------------------------------------ weights
 
 
-def _read_weights(paths: list[Path], name: str, module: Any, dtype: str) -> dict[str, Any]:
+def _read_weights(paths: list[Path], name: str, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The parameters of one part as a tree of host arrays in `dtype`; raises :class:`DataError` with every fault."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    expected = expected_shapes(name, module)
+    expected = expected_shapes(name, config)
     if paths[0].suffix == ".msgpack":
         found = {tuple(map(str, path)): leaf for path, leaf in flatten_dict(_read_msgpack(paths[0])).items()}
     else:

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.diffusion_folder import COMPONENTS
-from data_prep.diffusion_weights import ExtraMissingError, build_module, expected_shapes
+from data_prep.diffusion_weights import ExtraMissingError, expected_shapes
 from tmrjax.files import write_atomic
 
 NOTICE = "RANDOM WEIGHTS: pictures of this model are noise"
@@ -62,7 +62,7 @@ def make_tiny_diffusion(
         _write_json(out / name / file.get(name, "config.json"), config)
         if name in COMPONENTS:
             # Seeds by name: the same component has the same weights in every folder that has it.
-            shapes = expected_shapes(name, build_module(name, config, "float32"))
+            shapes = expected_shapes(name, config)
             weights = _random_weights(shapes, np.random.default_rng([seed, zlib.crc32(name.encode())]))
             if name == "safety_checker":
                 for key in ("concept_embeds_weights", "special_care_embeds_weights"):
