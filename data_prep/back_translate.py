@@ -49,11 +49,10 @@ from data_prep.stages import (
     command,
     run_stage,
     selection_of,
-    stage_table,
 )
 from tmrjax import __version__
 from tmrjax.files import DataError, parse_json, read_bytes, write_atomic
-from tmrjax.records import Dataset, Generated, Record, completeness_table
+from tmrjax.records import Dataset, Generated, Record
 
 logger = logging.getLogger(__name__)
 
@@ -306,13 +305,12 @@ def unused_pictures(dataset: Dataset) -> list[str]:
 # ------------------------------------------------------------------ the command
 
 
-def _table(dataset: Dataset) -> str:
-    lines = [completeness_table(dataset), stage_table(dataset, NAME)]
-    if unused := unused_pictures(dataset):
-        lines.append(
-            f"  {len(unused)} pictures in {FOLDER}/ belong to no record, as {unused[0]}: older, or of other shards"
-        )
-    return "\n".join(lines)
+def unused_line(dataset: Dataset) -> str | None:
+    """What the command says of :func:`unused_pictures`."""
+    names = unused_pictures(dataset)
+    if not names:
+        return None
+    return f"  {len(names)} files in {FOLDER}/ belong to no record (as {names[0]}): replaced, or not folded yet"
 
 
 def main() -> None:
@@ -336,18 +334,21 @@ def main() -> None:
     parser.add_argument(
         "--safety-checker", action=argparse.BooleanOptionalAction, default=True, help="the folder's, if it has one"
     )
-    flags = parser.parse_args()
+    flags, done = parser.parse_args(), []
 
     def run() -> Dataset:
         drawing = Drawing(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Drawing)})
         names = {field.name for field in dataclasses.fields(Options)} - {"drawing", "strip"}
         options = Options(drawing=drawing, strip=tuple(flags.strip), **{name: getattr(flags, name) for name in names})
         try:
-            return back_translate(flags.dataset, options, selection_of(flags))
+            done.append(back_translate(flags.dataset, options, selection_of(flags)))
         except ExtraMissingError as error:
             sys.exit(f"{NAME}: {error}")
+        return done[0]
 
-    command(NAME, run, _table)
+    command(NAME, (NAME,), run)
+    if done and (line := unused_line(done[0])):
+        print(line)
 
 
 if __name__ == "__main__":

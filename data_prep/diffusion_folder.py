@@ -240,7 +240,10 @@ def _weights_files(folder: Path, component: Component) -> list[Path]:
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
             shards = sorted(set(_read_config(index).get("weight_map", {}).values()))
-            return [index, *(folder / Path(str(shard)).name for shard in shards)]
+            paths = [folder / Path(str(shard)).name for shard in shards]
+            if absent := [path.name for path in paths if not path.is_file()]:
+                raise DataError(index, f"no {absent[0]} beside it", "every shard it names", "Complete the download.")
+            return [index, *paths]
     present = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
     raise DataError(
         folder,

@@ -1,24 +1,20 @@
-"""Folders of Stable Diffusion: what is missing, extra, not supported or not installed is said before anything is drawn."""
+"""Folders of Stable Diffusion: what is missing, extra, not supported or not installed is said before drawing."""
 
 import importlib
 import json
 import shutil
-import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusion_parts import Folders
 from safetensors.numpy import load_file, save_file
 
-from data_prep import diffusion_weights
+from data_prep import make_tiny_diffusion
 from data_prep.diffusion_folder import SCHEDULERS, open_folder
 from data_prep.diffusion_weights import ExtraMissingError, import_flax, load_model
 from tmrjax.files import DataError
 
-ROOT = Path(__file__).resolve().parent.parent
 UNET, VAE = "diffusion_pytorch_model.safetensors", "diffusion_flax_model.msgpack"
 
 
@@ -80,7 +76,7 @@ def test_shards_and_half_precision(folder, folders):
     exact = folders.model().params["vae"]["decoder"]["conv_in"]["kernel"]
     assert kernel.dtype == np.float32 and np.array_equal(kernel, exact.astype(np.float16).astype(np.float32))
     (folder / "unet" / "b.safetensors").unlink()
-    with pytest.raises(DataError, match=r"b.safetensors: found .*expected a readable file"):
+    with pytest.raises(DataError, match=r"index.json: found no b.safetensors beside it"):
         open_folder(folder)
 
 
@@ -119,7 +115,7 @@ def test_what_flax_would_ignore_is_refused(folder, file, changes, message):
 def test_another_scheduler_may_be_asked_for(folder):
     edit(folder / "scheduler" / "scheduler_config.json", _class_name="LMSDiscreteScheduler")
     assert [open_folder(folder, scheduler=name).scheduler for name in SCHEDULERS] == list(SCHEDULERS)
-    with pytest.raises(DataError, match="'lms' .the Flax LMS scheduler"):
+    with pytest.raises(DataError, match=r"'lms' .the Flax LMS scheduler"):
         open_folder(folder, scheduler="lms")
 
 
@@ -160,7 +156,7 @@ def test_a_damaged_flax_file(folder):
     with pytest.raises(DataError, match=r"vae/diffusion_flax_model.msgpack: found a damaged file"):
         load_model(open_folder(folder))
     path.write_bytes(b"\x93\x01\x02\x03")
-    with pytest.raises(DataError, match="vae/diffusion_flax_model.msgpack: found list"):
+    with pytest.raises(DataError, match=r"vae/diffusion_flax_model.msgpack: found list"):
         load_model(open_folder(folder))
 
 
@@ -193,14 +189,11 @@ def test_dummies_are_not_taken_for_the_pipeline(monkeypatch):
     monkeypatch.setattr(diffusers, "FlaxStableDiffusionPipeline", dummies.FlaxStableDiffusionPipeline)
     with pytest.raises(ExtraMissingError, match=r"FlaxStableDiffusionPipeline is a dummy.*'\.\[backtranslation\]'"):
         import_flax()
-    monkeypatch.delattr(diffusers, "FlaxStableDiffusionPipeline")
-    monkeypatch.setattr(diffusers, "__getattr__", lambda name: types.new_class(name), raising=False)
-    assert diffusion_weights.ExtraMissingError.__mro__[1] is ImportError
 
 
-def test_the_command_that_makes_a_folder(tmp_path):
+def test_the_command_that_makes_a_folder(tmp_path, monkeypatch, capsys):
     out = tmp_path / "tiny"
-    command = [sys.executable, "data_prep/make_tiny_diffusion.py", f"--out={out}", "--safety-checker", "--version=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "RANDOM WEIGHTS" in done.stdout and open_folder(out).safety_checker
+    monkeypatch.setattr(sys, "argv", ["make", f"--out={out}", "--safety-checker", "--version=2"])
+    make_tiny_diffusion.main()
+    assert "RANDOM WEIGHTS" in capsys.readouterr().out and open_folder(out).safety_checker
     assert json.loads((out / "model_index.json").read_text())["notice"].startswith("RANDOM WEIGHTS")
