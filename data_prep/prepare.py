@@ -38,6 +38,7 @@ def planned(
     parser: str = "pattern",
     stanza: Path | None = None,
     diffusion: Path | None = None,
+    steps: int = 50,
     regions: str = "saliency",
     detector: Path | None = None,
     estimator: Path | None = None,
@@ -48,14 +49,15 @@ def planned(
         raise ValueError(f"no stage {unknown[0]!r}; expected some of {', '.join(STAGES)}")
 
     def back_translate(root: Path, selection: Selection) -> Dataset:
-        from data_prep import back_translate as stage  # diffusers: only where it is asked for
+        from data_prep import back_translate as stage  # diffusers and jax: only where they are asked for
+        from data_prep.diffusion import Drawing
 
-        return stage.back_translate(root, diffusion, selection=selection)
+        return stage.back_translate(root, stage.Options(diffusion, Drawing(steps=steps)), selection)
 
     def score(root: Path, selection: Selection) -> Dataset:
-        from data_prep import score_divergence as stage
+        from data_prep.score_divergence import score_divergence
 
-        return stage.score_divergence(root, estimator, selection=selection)
+        return score_divergence(root, estimator, selection=selection)
 
     functions: dict[str, Callable[[Path, Selection], Dataset]] = {
         "phrases": lambda root, selection: extract_phrases(root, selection, parser=parser, models=stanza),
@@ -93,13 +95,15 @@ def main() -> None:
     parser.add_argument("--parser", choices=PARSERS, default="pattern", help="of noun phrases")
     parser.add_argument("--stanza", type=Path, help="folder of stanza's models")
     parser.add_argument("--diffusion", type=Path, help="folder of a Stable Diffusion model")
+    parser.add_argument("--steps", type=int, default=50, help="of its sampler (default: %(default)s)")
     parser.add_argument("--regions", choices=("saliency", *MODEL_TYPES), default="saliency", help="how they are found")
     parser.add_argument("--detector", type=Path, help="folder of the model that finds regions")
     parser.add_argument("--estimator", type=Path, help="workdir of a trained divergence estimator")
     flags = parser.parse_args()
     names = [name for name in flags.stages.split(",") if name]
     options = {
-        name: getattr(flags, name) for name in ("parser", "stanza", "diffusion", "regions", "detector", "estimator")
+        name: getattr(flags, name)
+        for name in ("parser", "stanza", "diffusion", "steps", "regions", "detector", "estimator")
     }
     logging.basicConfig(level=logging.WARNING, format="prepare: %(message)s")
 
