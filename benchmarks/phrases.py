@@ -2,7 +2,7 @@
 
     python -m benchmarks.phrases --data=DIR [--stanza=DIR]
 
-DIR holds `tmr-release/` (default: TMRJAX_DATA). Gold entities are those of Twitter-2017 (all tags but O) and MNRE (heads
+DIR holds `tmr-release/` (default: TMRJAX_DATA). Gold entities are those of Twitter-2017 (tags but O) and MNRE (heads
 and tails), all splits. "all": of all phrases that the parser finds; "chosen": of the three longest, which training
 sees; "none": posts without a phrase. Each parser is loaded before its time is taken; posts per second depend on the
 machine.
