@@ -67,6 +67,10 @@ def test_shards_and_half_precision(folder, folders):
     (folder / "unet" / (UNET + ".index.json")).write_text(json.dumps(index))
     (folder / "unet" / UNET).unlink()
     weights = load_file(folder / "vae" / UNET)
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        for name in [name for name in weights if f".{new}." in name]:  # as the files of version 1 have them
+            weights[name.replace(new, old)] = weights.pop(name)
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in weights
     save_file({name: value.astype(np.float16) for name, value in weights.items()},
               folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")  # fmt: skip
     (folder / "vae" / UNET).unlink()
