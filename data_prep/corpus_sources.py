@@ -221,6 +221,10 @@ class TarSource:
                         if position >= start:
                             yield self._item(shard, path, key, members)
                         position += 1
+                with open(path, "rb") as file:  # tarfile takes a file that was cut off between members for a whole one
+                    file.seek(-1024, os.SEEK_END)
+                    if any(file.read()):
+                        raise tarfile.ReadError("no mark of its end: it was cut off")
             except (tarfile.TarError, OSError) as error:
                 if position >= start:
                     fault = DataError(path, f"a damaged shard ({error})", "a whole tar file", "Download it again.")
