@@ -33,6 +33,7 @@ class DivergenceHead(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: jax.Array) -> jax.Array:
+        """[B,D] → [B,3]."""
         hidden = dense(2 * pooled.shape[-1], jnp.float32, "hidden")(pooled)
         hidden = gelu(LayerNorm(_HEAD_EPSILON, jnp.float32, name="norm")(hidden))
         return dense(len(LABELS), jnp.float32, "output")(hidden)

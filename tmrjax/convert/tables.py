@@ -14,7 +14,7 @@ import numpy as np
 class Entry(NamedTuple):
     """One tensor: ``ours``, a path such as "params/stem/kernel", is ``theirs`` with its axes in the order ``axes``.
 
-    ``part`` (index, count): it is one of ``count`` equal parts of theirs along its first axis, as in a fused projection.
+    ``part`` (index, count): one of ``count`` equal parts of theirs along its first axis, as in a fused projection.
     """
 
     theirs: str

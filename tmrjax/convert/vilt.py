@@ -110,8 +110,8 @@ def vilt_shapes(config: ViltConfig) -> dict[str, tuple[int, ...]]:
 def vilt_params(state_dict: Mapping[str, np.ndarray], config: ViltConfig) -> dict[str, Any]:
     """The parameters of ``ViltEncoder(config)`` out of a Hugging Face state dict (dandelin/vilt-b32-mlm's layout).
 
-    Names are read with or without the prefix ``vilt.``. Heads (``mlm_score.*``, ``classifier.*``, ``rank_output.*``) and
-    buffers are left out knowingly.
+    Names are read with or without the prefix ``vilt.``. Heads (``mlm_score.*``, ``classifier.*``,
+    ``rank_output.*``) and buffers are left out knowingly.
 
     Raises ValueError that lists every missing, extra and misshaped name.
     """

@@ -26,6 +26,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Any shape → the same shape."""
         scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
         x = x.astype(jnp.float32)
@@ -43,6 +44,7 @@ class TextEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: Array, token_type_ids: Array | None, *, train: bool) -> Array:
+        """``token_type_ids`` None is type 0 everywhere."""
         config = self.config
 
         def table(name: str, rows: int) -> nn.Embed:
@@ -67,6 +69,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array, attention_mask: Array, *, train: bool) -> Array:
+        """``attention_mask`` [B,T] tells the rows of a text apart."""
         batch, length = attention_mask.shape
         width, heads = hidden.shape[-1], self.num_heads
 
