@@ -18,11 +18,10 @@ import numpy as np
 from tmrjax.encoders.activations import gelu
 from tmrjax.encoders.layers import LayerNorm, dense
 from tmrjax.encoders.vilt import ViltConfig, ViltEncoder
+from tmrjax.record_schema import SCORE_CLASSES
 
 Batch = Mapping[str, Any]
 
-# The order of classes, of labels and of scores everywhere.
-LABELS = ("weaken", "complement", "strengthen")
 VARIANTS = ("both", "text", "picture")
 
 _HEAD_EPSILON = 1e-5  # torch.nn.LayerNorm's default, which the released head has
@@ -36,7 +35,7 @@ class DivergenceHead(nn.Module):
         """[B,D] → [B,3]."""
         hidden = dense(2 * pooled.shape[-1], jnp.float32, "hidden")(pooled)
         hidden = gelu(LayerNorm(_HEAD_EPSILON, jnp.float32, name="norm")(hidden))
-        return dense(len(LABELS), jnp.float32, "output")(hidden)
+        return dense(len(SCORE_CLASSES), jnp.float32, "output")(hidden)
 
 
 class DivergenceEstimator(nn.Module):
@@ -48,8 +47,8 @@ class DivergenceEstimator(nn.Module):
             ``pixel_*`` in its batch, the second reads of the text its first piece, [CLS], alone.
         dtype: computation type of the encoder, float32 or bfloat16.
         remat: gradient checkpointing, block by block.
-        detach_head: the head sees a stop-gradient of the pooled state, so that the encoder learns from the contrast
-            alone (P10).
+        detach_head: the head sees a stop-gradient of the pooled state, so that the encoder learns from a contrast alone
+            (P10); tmrjax.divergence_loss sets it, predictions are the same.
     """
 
     vilt: ViltConfig
@@ -92,7 +91,6 @@ def model_to_dict(model: DivergenceEstimator) -> dict[str, Any]:
         "variant": model.variant,
         "dtype": jnp.dtype(model.dtype).name,
         "remat": model.remat,
-        "detach_head": model.detach_head,
     }
 
 
