@@ -2,7 +2,7 @@
 
 ViLT's geometry: the short side to 384, the long side to less than 640, both cut down to multiples of the patch, 32
 (its own processors compute int(1333 / 800 · 384) = 639, so 608 is the longest side they ever yield); pixels scaled to
-[-1, 1]. A batch has one height and width out of a few buckets; smaller pictures lie at its top left, the rest is masked.
+[-1, 1]. A batch has one height and width out of a few buckets; smaller ones lie at its top left, the rest is masked.
 """
 
 from __future__ import annotations
