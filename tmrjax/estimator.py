@@ -69,8 +69,8 @@ class Estimator:
         """The estimator of a checkpoint's JSON; raises CheckpointError for a checkpoint of another kind."""
         if meta.get("task") != TASK:
             raise CheckpointError(
-                f"a checkpoint for the task {meta.get('task')!r}, but a divergence estimator ({TASK!r}) is needed: give "
-                "the workdir of experiments/mde.py"
+                f"a checkpoint for the task {meta.get('task')!r}, but a divergence estimator ({TASK!r}) is needed: "
+                "give the workdir of experiments/mde.py"
             )
         if tuple(meta["labels"]) != CLASSES:
             raise CheckpointError(f"a checkpoint with the classes {meta['labels']}; this version reads {list(CLASSES)}")
