@@ -63,17 +63,17 @@ def jax_program(pixels: bool):
     from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
     from tmrjax.models import TMRForNER
     from tmrjax.sharding import make_mesh, replicate, shard_batch
-    from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
+    from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step, tagging_loss
 
     bert = BertConfig(30522, 768, 12, 12, 3072, 512)
     model = TMRForNER(bert=bert, num_tags=TAGS, resnet=ResNetConfig.resnet50() if pixels else None)
     mesh, batch = make_mesh(1), make_batch(pixels)
     row = {name: value[:1] for name, value in batch.items()}
     variables = jax.jit(lambda key: model.init(key, row, train=False))(jax.random.key(0))
-    optimizer = make_optimizer(OptimizerSettings(steps=1000), variables["params"], model)
+    optimizer = make_optimizer(OptimizerSettings(steps=1000), variables["params"], model.frozen)
     state = replicate(jax.device_get(create_state(variables, optimizer, seed=0)), mesh)
     placed = shard_batch(batch, mesh)
-    compiled = make_train_step(model, optimizer, mesh).lower(state, placed).compile()
+    compiled = make_train_step(tagging_loss(model), optimizer, mesh).lower(state, placed).compile()
 
     def step():
         nonlocal state

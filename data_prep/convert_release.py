@@ -1,6 +1,7 @@
-"""Turn the authors' released NER weights into a checkpoint that evaluate.py and predict.py take.
+"""Turn the authors' released NER or RE weights into a checkpoint that evaluate.py and predict.py take.
 
 python data_prep/convert_release.py --weights=NER.pth --vocabulary=BERT_DIR --out=WORKDIR [--data=DATASET]
+python data_prep/convert_release.py --weights=RE.pth --relations=ours_rel2id.json --vocabulary=BERT_DIR --out=WORKDIR
 
 The released file has no tokenizer: --vocabulary names the folder of the BERT it was trained from (vocab.txt suffices).
 Safetensors are read without torch; a .pth needs the extra `release` and is read with weights_only, never unpickled.
@@ -18,16 +19,20 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_prep.release_files import read_relations
 from tmrjax import convert
 from tmrjax.checkpoints import BEST, CheckpointStore, package_versions
-from tmrjax.convert import ner_from_release
+from tmrjax.convert import ner_from_release, re_from_release
+from tmrjax.examples import TextSettings
 from tmrjax.files import sha256
-from tmrjax.pipeline import TextSettings
-from tmrjax.tagger import PictureSettings, Tagger, load_tokenizer
-from tmrjax.tagging import TagSet
+from tmrjax.reader import PictureSettings, Reader
+from tmrjax.relation_classifier import RelationClassifier
+from tmrjax.tagger import Tagger
+from tmrjax.tokenizers import load_tokenizer
 
 # The order of the released tag set (R6).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
+RE_PIECES = 128  # P1
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -54,66 +59,79 @@ def convert_release(
     vocabulary: Path,
     out: Path,
     *,
+    relations: Path | None = None,
     data: str = "",
-    max_phrase_pieces: int = 4,
+    max_phrase_pieces: int | None = None,
     num_attention_heads: int | None = None,
-) -> Tagger:
-    """Write the checkpoint; returns the tagger in it. ``data``: the data set that evaluate.py takes by default."""
-    model, variables = ner_from_release(read_weights(weights), num_attention_heads=num_attention_heads)
+) -> Reader:
+    """Write the checkpoint; returns the reader in it.
+
+    With ``relations``, the released file that numbers them, the weights are those of RE. ``data``: the data set that
+    evaluate.py takes by default.
+    """
+    restore = ner_from_release if relations is None else re_from_release
+    model, variables = restore(read_weights(weights), num_attention_heads=num_attention_heads)
     tokenizer = load_tokenizer(vocabulary)
     if len(tokenizer) > model.bert.vocab_size:
         raise ValueError(
             f"{vocabulary} has {len(tokenizer)} word pieces, but the weights {model.bert.vocab_size}: give the "
             "vocabulary of the BERT that the model was trained from"
         )
-    tagger = Tagger(
-        model=model,
-        labels=TagSet(RELEASE_LABELS),
-        tokenizer=tokenizer,
-        text=TextSettings(model.release_length, max_phrase_pieces, piece_tags=True),
-        pictures=PictureSettings(),
-        buckets=(model.release_length,),
-        constrained=False,  # exact to the released decoding
-    )
+    shared = {"model": model, "tokenizer": tokenizer, "pictures": PictureSettings()}
+    if relations is None:
+        reader: Reader = Tagger(
+            labels=RELEASE_LABELS,
+            text=TextSettings(model.release_length, max_phrase_pieces or 4, piece_tags=True),
+            buckets=(model.release_length,),
+            constrained=False,  # exact to the released decoding
+            **shared,
+        )
+    else:
+        labels = tuple(read_relations(relations))
+        reader = RelationClassifier(
+            labels=labels, text=TextSettings(RE_PIECES, max_phrase_pieces or 6), buckets=(RE_PIECES,), **shared
+        )
     config: dict[str, Any] = {
         "data": {"root": data, "on_error": "raise", "feature_cache": False},
         "eval_batch_size": 16,
     }
     meta = {
-        "task": "ner",
         "config": config,
         "dataset": None,
         "versions": package_versions(),
         "source": {"file": weights.name, "sha256": sha256(weights.read_bytes()) if weights.is_file() else None},
         "best": None,
-        **tagger.to_meta(),
+        **reader.to_meta(),
     }
     store = CheckpointStore(out / BEST)
     store.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
     store.close()
-    return tagger
+    return reader
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Flags in, checkpoint out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help=".pth or .safetensors of the released NER model")
+    parser.add_argument("--weights", type=Path, required=True, help=".pth or .safetensors of a released model")
     parser.add_argument("--vocabulary", type=Path, required=True, help="folder with vocab.txt")
     parser.add_argument("--out", type=Path, required=True, help="workdir to write")
     parser.add_argument("--data", default="", help="prepared data set that evaluate.py takes by default")
-    parser.add_argument("--max-phrase-pieces", type=int, default=4)
+    parser.add_argument("--relations", type=Path, help="ours_rel2id.json of the release, for weights of RE")
+    parser.add_argument("--max-phrase-pieces", type=int, help="4 for NER, 6 for RE unless given")
     parser.add_argument("--num-attention-heads", type=int, help="of BERT; hidden / 64 unless given")
     options = parser.parse_args(arguments)
-    tagger = convert_release(
+    reader = convert_release(
         options.weights,
         options.vocabulary,
         options.out,
+        relations=options.relations,
         data=options.data,
         max_phrase_pieces=options.max_phrase_pieces,
         num_attention_heads=options.num_attention_heads,
     )
-    pictures = "pictures" if tagger.model.resnet else "feature maps only (the file has no ResNet)"
-    print(f"written to {options.out}: {tagger.model.release_length} word pieces, {len(tagger.tags)} tags, {pictures}")
+    pictures = "pictures" if reader.model.resnet else "feature maps only (the file has no ResNet)"
+    labels = f"labels {', '.join(reader.labels)}"
+    print(f"written to {options.out}: {reader.text.max_pieces} word pieces, {labels}; {pictures}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError, parse_json, read_bytes
+from tmrjax.record_schema import NO_RELATION
 
 GENERATED_SIZE = 768  # pixels, width and height of the pictures that the released boxes belong to
 # What the release wrote for a tweet in which it found no noun phrase. It is the same for every such tweet.
@@ -228,3 +229,18 @@ def is_invisible(token: str) -> bool:
         character == "\ufffd" or unicodedata.category(character)[0] in "CZ" or unicodedata.category(character) == "Mn"
         for character in unicodedata.normalize("NFD", token)
     )
+
+
+def read_relations(path: Path) -> dict[str, int]:
+    """The released numbering of relations, one JSON object {relation: id}; ids are 0, 1, 2, ..., ``None`` has 0.
+
+    Returns it in the order of the ids. Raises :class:`DataError`.
+    """
+    value = parse_json(read_bytes(path), str(path))
+    numbers = sorted(value.values()) if isinstance(value, dict) and all(type(n) is int for n in value.values()) else []
+    if not numbers or numbers != list(range(len(numbers))) or value.get(NO_RELATION) != 0:
+        raise DataError(
+            path, "something else", f"one object {{relation: id}} with ids 0, 1, 2, ... and {NO_RELATION!r}: 0",
+            "Is this ours_rel2id.json?",
+        )  # fmt: skip
+    return dict(sorted(value.items(), key=lambda item: item[1]))

@@ -1,4 +1,4 @@
-"""From a config to a model with weights: what mner.py needs before its loop, and says when it is not there."""
+"""From a config to a model with weights: what an experiment needs before its loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 from tmrjax import convert
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.examples import RELEASE_TAGS, TextSettings
 from tmrjax.models import model_from_dict
-from tmrjax.pipeline import TextSettings
+from tmrjax.predict import READERS
+from tmrjax.reader import PictureSettings, Reader
 from tmrjax.records import Dataset
-from tmrjax.tagger import PictureSettings, Tagger, load_tokenizer
 from tmrjax.tagging import TagSet
+from tmrjax.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +38,13 @@ def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Path:
     return folder
 
 
-def build_tagger(config: ConfigDict, dataset: Dataset) -> Tagger:
-    """The untrained model with its tokenizer and sizes."""
+def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
+    """The untrained model with its labels, tokenizer and sizes."""
     if dataset.info.task != config.task:
         raise ValueError(
             f"{dataset.root}: a data set for {dataset.info.task!r}, but this experiment is {config.task!r}"
         )
     text_folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
-    labels = TagSet(dataset.info.labels)
     resnet = None
     if config.model.variant != "text":
         folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
@@ -52,33 +53,34 @@ def build_tagger(config: ConfigDict, dataset: Dataset) -> Tagger:
         raise ValueError(
             "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
         )
-    release = config.model.variant == "release"
-    buckets = (config.data.max_pieces,) if release else tuple(config.data.buckets)
-    text = TextSettings(config.data.max_pieces, config.data.max_phrase_pieces, piece_tags=release)
-    fields = config.model.to_dict() | {
-        "bert": BertConfig.from_dict(convert.read_config(text_folder)),
-        "resnet": resnet,
-        "num_tags": 13 if release else len(labels),
-        "release_length": config.data.max_pieces if release else None,
-    }
-    return Tagger(
-        model=model_from_dict(fields),
-        labels=labels,
+    # R5: E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces (R6).
+    pieces = config.task == "ner" and config.model.variant == "release"
+    sizes = {"bert": BertConfig.from_dict(convert.read_config(text_folder)), "resnet": resnet}
+    options: dict[str, Any] = {}
+    if config.task == "ner":
+        sizes["num_tags"] = len(RELEASE_TAGS if pieces else TagSet(dataset.info.labels))
+        sizes["release_length"] = config.data.max_pieces if pieces else None
+        options["constrained"] = config.constrained_decoding and not pieces
+    else:
+        sizes["num_relations"] = len(dataset.info.labels)
+    return READERS[config.task](
+        model=model_from_dict(config.task, config.model.to_dict() | sizes),
+        labels=dataset.info.labels,
         tokenizer=load_tokenizer(text_folder),
-        text=text,
+        text=TextSettings(config.data.max_pieces, config.data.max_phrase_pieces, piece_tags=pieces),
         pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
-        buckets=buckets,
-        constrained=config.constrained_decoding and not release,
+        buckets=(config.data.max_pieces,) if pieces else tuple(config.data.buckets),
+        **options,
     )
 
 
-def initial_variables(config: ConfigDict, dataset: Dataset, tagger: Tagger) -> dict[str, Any]:
+def initial_variables(config: ConfigDict, dataset: Dataset, reader: Reader) -> dict[str, Any]:
     """Parameters and BatchNorm statistics before the first step: random by seed, encoders from their folders."""
-    model = tagger.model
+    model = reader.model
 
     @jax.jit
     def initialise(key):
-        return model.init(key, tagger.dummy_batch(), train=False)
+        return model.init(key, reader.dummy_batch(), train=False)
 
     variables = jax.tree.map(np.asarray, initialise(jax.random.key(config.seed)))
     params, statistics = variables["params"], variables.get("batch_stats", {})

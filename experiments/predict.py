@@ -1,9 +1,12 @@
-"""Entities of raw posts with a trained checkpoint.
+"""Entities or relations of raw posts with a trained checkpoint of either task.
 
 python experiments/predict.py --workdir=runs/demo/full --input=posts.jsonl --output=entities.jsonl
+python experiments/predict.py --workdir=runs/demo/relations --entities=runs/demo/full --input=... --output=...
 
 Each line of the input is a post: {"text": ...} or {"tokens": [...]}, with "image" and "generated_image" (paths relative
-to --root, by default the input's folder), "regions", "phrases", "scores" where there are some.
+to --root, by default the input's folder), "regions", "phrases", "scores" where there are some. For relations also
+"head" and "tail", [start, end) in characters of the text or in tokens; without them --entities finds the entities, and
+every pair of them is asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def define_flags() -> None:
     """Flags of this command."""
     running.define_flags()
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_string("entities", None, "Folder of an MNER run, to find the entities between which relations are.")
     flags.DEFINE_string("input", None, "JSONL file of posts.")
     flags.DEFINE_string("output", None, "JSONL file to write.")
     flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to.")
@@ -42,12 +46,14 @@ def main(_) -> None:
     if not posts:
         raise DataError(source, "no post", "one JSON object per line", "Give it at least one.")
     predictor = Predictor.load(FLAGS.workdir)
-    results = predictor.entities(
-        posts, root=FLAGS.root or source.parent, batch_size=FLAGS.batch_size, progress=progress_bar
-    )
+    options = {"root": FLAGS.root or source.parent, "batch_size": FLAGS.batch_size, "progress": progress_bar}
+    if predictor.reader.task == "re":
+        entities = Predictor.load(FLAGS.entities) if FLAGS.entities else None
+        results, kind = predictor.relations(posts, entities=entities, **options), "relations"
+    else:
+        results, kind = predictor.entities(posts, **options), "entities"
     write_atomic(FLAGS.output, jsonl_bytes(results))
-    found = sum(len(result["entities"]) for result in results)
-    print(f"{found} entities in {len(results)} posts written to {FLAGS.output}")
+    print(f"{sum(len(result[kind]) for result in results)} {kind} in {len(results)} posts written to {FLAGS.output}")
 
 
 if __name__ == "__main__":

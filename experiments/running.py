@@ -1,4 +1,4 @@
-"""What the commands share: flags of a distributed run, workdirs, data of a tagger, evaluation of a split."""
+"""What the commands share: flags of a distributed run, workdirs, data of a reader, evaluation of a split."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from experiments.loop import progress_bar
 from tmrjax.checkpoints import CheckpointError, config_difference
 from tmrjax.files import write_atomic
 from tmrjax.pipeline import Example, PictureSource
+from tmrjax.reader import Reader
 from tmrjax.records import Dataset, Record
-from tmrjax.report import entity_report
-from tmrjax.tagger import Tagger
 
 FLAGS = flags.FLAGS
 
@@ -101,17 +100,17 @@ def dataset_meta(dataset: Dataset) -> dict[str, Any]:
 
 
 def picture_source(
-    tagger: Tagger, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
+    reader: Reader, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
 ) -> PictureSource | None:
     """Pixels, or the feature cache where the config asks for it."""
     if not data["feature_cache"]:
-        return tagger.pixels(dataset.root)
+        return reader.pixels(dataset.root)
     folder = Path(data["feature_cache_folder"] or dataset.root / "features")
-    return tagger.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
+    return reader.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
 
 
 def evaluate_split(
-    tagger: Tagger,
+    reader: Reader,
     step: Any,
     variables: Any,
     examples: Sequence[Example],
@@ -120,8 +119,7 @@ def evaluate_split(
     batch_size: int,
 ) -> dict[str, Any]:
     """The report of one split, all of its posts."""
-    predictions = tagger.predict(
+    predictions = reader.predict(
         step, variables, examples, pictures, mesh, batch_size=batch_size, progress=progress_bar
     )
-    gold = [list(example.record.tags) for example in examples]
-    return entity_report(gold, [prediction.tags for prediction in predictions])
+    return reader.report(examples, predictions)

@@ -261,7 +261,7 @@ def test_bfloat16_keeps_emissions_and_parameters_float32(batch, variables):
 
 def test_a_model_survives_json_and_bad_fields_are_named():
     model = make_model(dtype=jnp.bfloat16, grains=("coarse",))
-    assert model_from_dict(json.loads(json.dumps(model_to_dict(model)))) == model
+    assert model_from_dict("ner", json.loads(json.dumps(model_to_dict(model)))) == model
     with pytest.raises(ValueError, match="variant 'papre'"):
         make_model(variant="papre")
     with pytest.raises(ValueError, match="grains"):

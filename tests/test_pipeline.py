@@ -9,16 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizerFast
 
+from tmrjax.examples import RELEASE_TAGS, TaggingExample, TextSettings, encode_tagging
 from tmrjax.feature_cache import FeatureCache
 from tmrjax.pipeline import (
-    RELEASE_TAGS,
     Batches,
     BatchPlan,
+    Collator,
     FeatureSource,
     PixelSource,
-    TextSettings,
-    collate,
-    encode_records,
     picture_requests,
     sample_fraction,
 )
@@ -27,6 +25,10 @@ from tmrjax.tagging import TagSet
 
 LABELS = TagSet(("PER", "LOC"))
 SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3)
+
+
+def collator(pictures):
+    return Collator(TaggingExample, SETTINGS, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -98,22 +100,22 @@ def test_plans_refuse_what_does_not_fit():
 
 
 def test_cut_and_invisible_words_are_reported(tokenizer, caplog):
-    examples = encode_records(RECORDS, tokenizer, LABELS, SETTINGS)
-    assert "4 words of 1 posts lie behind the limit of 10 word pieces" in caplog.text
+    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
+    assert "4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
     assert examples[2].pieces.cut == [8, 9, 10, 11] and len(examples[2].tags) == 8
     assert examples[1].pieces.empty == [1] and examples[1].tags == LABELS.encode(["B-LOC", "O"])
 
 
 def test_released_tags_stand_on_every_piece(tokenizer):
-    [example] = encode_records(RECORDS[:1], tokenizer, LABELS, TextSettings(10, 3, piece_tags=True))
+    [example] = encode_tagging(RECORDS[:1], tokenizer, LABELS, TextSettings(10, 3, piece_tags=True))
     tags = [RELEASE_TAGS[i] for i in example.tags]
     assert tags == ["[CLS]", "B-PER", "O", "O", "B-LOC", "X", "[SEP]"]
 
 
 def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
-    examples = encode_records(RECORDS, tokenizer, LABELS, SETTINGS)
+    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
     source = PixelSource(root, ("", "generated_"), size=8, resize=8)
-    batch = collate([*examples[:2], None], 10, SETTINGS, source)
+    batch = collator(source)([*examples[:2], None], 10)
     assert batch["row_mask"].tolist() == [True, True, False]
     assert batch["attention_mask"].sum(1).tolist() == [7, 5, 0]
     assert batch["word_starts"][0, :4].tolist() == [1, 2, 3, 4] and batch["word_mask"].sum(1).tolist() == [4, 2, 0]
@@ -125,7 +127,7 @@ def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
     assert batch["phrase_mask"].sum(1).tolist() == [5, 0, 0]
     assert batch["image"].shape == (3, 8, 8, 3) and batch["generated_regions"].shape == (3, 3, 8, 8, 3)
     assert not batch["image"][2].any() and batch["image"][0, 0, 0, 0] > 2  # red
-    assert set(collate(examples[:1], 10, SETTINGS, None)) == {
+    assert set(collator(None)(examples[:1], 10)) == {
         "input_ids", "attention_mask", "word_starts", "word_mask", "tags", "row_mask",
     }  # fmt: skip
 
@@ -143,9 +145,9 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
     cache = FeatureCache.build(
         tmp_path, requests, fake_resnet, weights_hash="w", size=8, resize=8, progress=False, batch_size=4
     )
-    examples = encode_records(RECORDS, tokenizer, LABELS, SETTINGS)
-    pixels = collate(examples, 10, SETTINGS, PixelSource(root, prefixes, size=8, resize=8))
-    features = collate(examples, 10, SETTINGS, FeatureSource(root, prefixes, cache))
+    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
+    pixels = collator(PixelSource(root, prefixes, size=8, resize=8))(examples, 10)
+    features = collator(FeatureSource(root, prefixes, cache))(examples, 10)
     for prefix in prefixes:
         np.testing.assert_allclose(features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0])
         for row, slot in zip(*np.nonzero(pixels[f"{prefix}region_mask"]), strict=True):
@@ -156,9 +158,9 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
 @pytest.fixture(scope="module")
 def batches(tokenizer, root):
     records = [RECORDS[i % 3] for i in range(11)]
-    examples = encode_records(records, tokenizer, LABELS, SETTINGS)
+    examples = encode_tagging(records, tokenizer, LABELS, SETTINGS)
     plan = BatchPlan([len(e.pieces.input_ids) for e in examples], (8, 10), 4, epochs=3, seed=5)
-    return Batches(examples, plan, SETTINGS, PixelSource(root, ("",), size=8, resize=8))
+    return Batches(examples, plan, collator(PixelSource(root, ("",), size=8, resize=8)))
 
 
 def equal(first, second):
@@ -177,14 +179,13 @@ def test_iteration_resumes_at_any_step(batches):
 
 def test_processes_share_a_batch_out(batches):
     parts = [
-        Batches(batches.examples, batches.plan, SETTINGS, batches.pictures, process_index=i, process_count=2)
-        for i in range(2)
+        Batches(batches.examples, batches.plan, batches.collate, process_index=i, process_count=2) for i in range(2)
     ]
     for whole, first, second in zip(batches.iterate(), *(part.iterate() for part in parts), strict=True):
         for name in whole[1]:
             np.testing.assert_array_equal(whole[1][name], np.concatenate([first[1][name], second[1][name]]))
     with pytest.raises(ValueError, match="a batch of 4 does not divide into 3 processes"):
-        Batches(batches.examples, batches.plan, SETTINGS, None, process_count=3)
+        Batches(batches.examples, batches.plan, batches.collate, process_count=3)
 
 
 def test_batches_travel_to_worker_processes(batches):

@@ -12,6 +12,7 @@ from tmrjax.records import (
     DataError,
     DatasetInfo,
     Generated,
+    Grounding,
     Record,
     completeness,
     completeness_table,
@@ -81,9 +82,18 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5
 def test_any_valid_record_survives_json(tokens, regions, data):
     tags = data.draw(st.lists(st.sampled_from(NER.tag_set), min_size=len(tokens), max_size=len(tokens)))
     weights = data.draw(st.tuples(*[st.floats(0.01, 1)] * 3))
+    grounding = [Grounding(None, 0.5), Grounding("a phrase"), Grounding()][: len(regions)]
     record = Record(
-        "x", tuple(tokens), tuple(tags), regions=tuple(regions), scores=tuple(part / sum(weights) for part in weights)
+        id="x",
+        tokens=tuple(tokens),
+        tags=tuple(tags),
+        regions=tuple(regions),
+        grounding=tuple(data.draw(st.sampled_from([grounding, []]))),
+        scores=tuple(part / sum(weights) for part in weights),
     )
+    if data.draw(st.booleans()):
+        drawn = Generated("g.png", record.regions, "p", 1, None, record.grounding)
+        record = dataclasses.replace(record, generated=drawn)
     line = files.jsonl_bytes([record_to_json(record, "ner")])
     assert line.count(b"\n") == 1
     assert record_from_json(files.parse_json(line, "x:1"), NER, where="x:1") == record
@@ -140,6 +150,12 @@ def put_generated(key, value):
         (put("image", "images/2.jpg"), "no file 'images/2.jpg'"),
         (put("image", "images"), "no file 'images'"),
         (put_generated("image", None), "None in 'generated.image'"),
+        (put("grounding", None), "None in 'grounding'; expected a list of 1, one per region"),
+        (put("grounding", [{"phrase": "a", "score": 1}] * 2), "2 entries in 'grounding'"),
+        (put("grounding", [{"phrase": "a"}]), "no 'score' in the 'grounding'"),
+        (put("grounding", [{"phrase": "", "score": 1}]), "'' in 'grounding.phrase'"),
+        (put_generated("grounding", [{"phrase": None, "score": "1"}]), "'1' in 'generated.grounding.score'"),
+        (put_generated("grounding", [{"phrase": None, "score": True}]), "True in 'generated.grounding.score'"),
     ],
 )
 def test_each_broken_rule_is_one_clear_error(folder, change, message):
@@ -304,6 +320,33 @@ def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
         write_dataset(folder, NER, {"train": [BARE]})
     assert sorted((path.name, path.read_bytes()) for path in folder.glob("*.json*")) == before
     assert not list(folder.glob(".*"))
+
+
+def test_a_record_without_grounding_looks_as_it_always_did():
+    assert "grounding" not in json.dumps(record_to_json(RECORD, "ner"))
+    known = dataclasses.replace(RECORD, grounding=(Grounding("ada", 0.5),))
+    assert record_to_json(known, "ner")["grounding"] == [{"phrase": "ada", "score": 0.5}]
+
+
+def test_a_set_is_the_old_or_the_new_one(folder, monkeypatch):
+    """A kill between two renames leaves what the next reader completes."""
+    moves = []
+
+    def stop(source, target):
+        moves.append(target)
+        if len(moves) == 4:  # train.jsonl.next, dataset.json.next, train.jsonl in place; then the power fails
+            raise KeyboardInterrupt
+        move(source, target)
+
+    move = files.os.replace
+    monkeypatch.setattr(files.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(folder, NER, {"train": [BARE]})
+    monkeypatch.undo()
+    assert (folder / "dataset.json.next").exists() and "dev.jsonl" in (folder / "dataset.json").read_text()
+    assert read_dataset(folder).splits == {"train": (BARE,)} and not list(folder.glob("*.next"))
+    (folder / "train.jsonl.next").write_text("of a set that never was whole")
+    assert read_dataset(folder).splits == {"train": (BARE,)}
 
 
 def test_completeness_counts():

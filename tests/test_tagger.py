@@ -19,13 +19,15 @@ from tmrjax import crf
 from tmrjax.checkpoints import load_best
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.examples import RELEASE_TAGS, TextSettings
 from tmrjax.models import TMRForNER
-from tmrjax.pipeline import RELEASE_TAGS, TextSettings, collate
 from tmrjax.predict import Predictor
+from tmrjax.reader import PictureSettings
 from tmrjax.records import Record
 from tmrjax.sharding import make_mesh, replicate
-from tmrjax.tagger import PictureSettings, Tagger, load_tokenizer
-from tmrjax.tagging import TagSet, spans_from_tags
+from tmrjax.tagger import Tagger
+from tmrjax.tagging import spans_from_tags
+from tmrjax.tokenizers import load_tokenizer
 from tmrjax.train import constrain
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "jordan", "har", "##bour", "at", "the"]
@@ -44,11 +46,9 @@ def tagger(vocabulary):
         vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=16,
     )  # fmt: skip
-    labels = TagSet(("PER", "LOC"))
-    return Tagger(
-        TMRForNER(bert=bert, num_tags=5, variant="text"), labels, load_tokenizer(vocabulary), TextSettings(8, 3),
-        PictureSettings(), buckets=(8,),
-    )  # fmt: skip
+    model = TMRForNER(bert=bert, num_tags=5, variant="text")
+    labels = ("PER", "LOC")
+    return Tagger(model, labels, load_tokenizer(vocabulary), TextSettings(8, 3), PictureSettings(), buckets=(8,))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
         if len(kept) > 3 or not prediction.spans:
             continue
         output, _ = jax.jit(lambda v, b: tagger.model.apply(v, b, train=False))(
-            variables, collate([example], 8, tagger.text, None)
+            variables, tagger.collator(None)([example], 8)
         )
         params = constrain(crf.CRFParams(**jax.tree.map(jnp.asarray, variables["params"]["crf"])), tagger.tags)
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -101,7 +101,7 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
             matching = sum(
                 weight
                 for path, weight in weights.items()
-                if (start, end, span.label) in spans_from_tags(tagger.labels.decode(path), strict=True)
+                if (start, end, span.label) in spans_from_tags(tagger.tag_set.decode(path), strict=True)
             )
             assert probability == pytest.approx(matching / sum(weights.values()), rel=1e-4)
             checked += 1
@@ -126,7 +126,7 @@ def test_sizes_that_do_not_fit_are_refused(tagger):
     with pytest.raises(ValueError, match="longest bucket 6 is below max_pieces 8"):
         dataclasses.replace(tagger, buckets=(6,))
     with pytest.raises(ValueError, match="the model has 5 tags, but its tag set 3"):
-        dataclasses.replace(tagger, labels=TagSet(("PER",)))
+        dataclasses.replace(tagger, labels=("PER",))
 
 
 @pytest.mark.parametrize("with_resnet", [True, False])
@@ -144,7 +144,10 @@ def test_released_weights_become_a_checkpoint_that_predicts(vocabulary, tmp_path
     save_file({name: tensor.numpy() for name, tensor in released.state_dict().items()}, tmp_path / "ner.safetensors")
     arguments = [f"--weights={tmp_path / 'ner.safetensors'}", f"--vocabulary={vocabulary}", f"--out={tmp_path / 'run'}"]
     convert_release.main(arguments)
-    assert "8 word pieces, 13 tags, " + ("pictures" if with_resnet else "feature maps only") in capsys.readouterr().out
+    assert (
+        "8 word pieces, labels MISC, PER, ORG, LOC; " + ("pictures" if with_resnet else "feature maps only")
+        in capsys.readouterr().out
+    )
     assert load_best(tmp_path / "run")[1]["source"]["file"] == "ner.safetensors"
     predictor = Predictor.load(tmp_path / "run", devices=1)
     if with_resnet:

@@ -20,9 +20,10 @@ from tmrjax.train import (
     create_state,
     is_kernel,
     make_optimizer,
-    make_predict_step,
+    make_tagging_step,
     make_train_step,
     schedule,
+    tagging_loss,
 )
 
 TAGS = TagSet(("PER", "LOC")).tags
@@ -73,8 +74,8 @@ def run(model, batches, *, devices=1, accumulate=1, settings=None):
     """Plain gradient descent unless settings are given: Adam would blow rounding up where a gradient is zero."""
     mesh = make_mesh(devices)
     variables = initial(model)
-    optimizer = optax.sgd(0.1) if settings is None else make_optimizer(settings, variables["params"], model)
-    step = make_train_step(model, optimizer, mesh, accumulate=accumulate)
+    optimizer = optax.sgd(0.1) if settings is None else make_optimizer(settings, variables["params"], model.frozen)
+    step = make_train_step(tagging_loss(model), optimizer, mesh, accumulate=accumulate)
     state = replicate(create_state(variables, optimizer, seed=0), mesh)
     losses = []
     for batch in batches:
@@ -139,8 +140,8 @@ def test_groups_learn_at_their_own_rates_and_frozen_ones_not_at_all():
     assert moved["bert"] == moved["picture_encoder"] == 0
     assert min(moved[name] for name in ("crf", "emission", "grain_fusion", "text_fusion", "visual_projection")) > 0
     sizes = sum(leaf.size for leaf in jax.tree.leaves(before["picture_encoder"]))
-    full = make_optimizer(SETTINGS, before, make_model(resnet=RESNET)).init(before)
-    frozen = make_optimizer(SETTINGS, before, model).init(before)
+    full = make_optimizer(SETTINGS, before).init(before)
+    frozen = make_optimizer(SETTINGS, before, model.frozen).init(before)
     count = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (full, frozen)]
     assert count[0] - count[1] == 2 * sizes  # no moments for what is frozen
 
@@ -200,7 +201,7 @@ def test_predictions_do_not_depend_on_the_number_of_devices():
     results = []
     for devices in (1, 8):
         mesh = make_mesh(devices)
-        predict = make_predict_step(model, mesh, tags=TAGS)
+        predict = make_tagging_step(model, mesh, tags=TAGS)
         results.append(np.asarray(predict(replicate(initial(model), mesh), shard_batch(batch, mesh))["tags"]))
     np.testing.assert_array_equal(*results)
 

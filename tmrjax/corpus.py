@@ -28,10 +28,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tmrjax.files import DataError, parse_json, read_bytes, write_atomic
-from tmrjax.record_schema import RecordChecker
+from tmrjax.record_schema import SCORE_CLASSES, RecordChecker
 
 CORPUS_FILE = "corpus.json"
-CLASSES = ("weaken", "complement", "strengthen")  # the order of logits and scores, as in the records
+CLASSES = SCORE_CLASSES  # the order of logits and scores
 SPLITS = ("train", "dev", "test", "test_out_of_domain")
 SHARD_RECORDS = 4096
 # Records are read one by one in random order, and JPEG does not compress: groups of one, stored as they are.

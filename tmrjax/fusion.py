@@ -1,4 +1,4 @@
-"""Weighting and joining the two grains of a picture: Eq. 2, Eq. 4 and Eq. 7 (§3.3 to §3.5).
+"""Weighting and joining the two grains of a picture: Eq. 2, Eq. 4, Eq. 7 and the phrase part of Eq. 10 (§3.3 to §3.6).
 
 Two changes of ours to the paper's literal formula, switched off by ``literal=True`` and listed in the README:
 a grain is the LayerNorm of the *mean* over the attended states plus their visual states, instead of the bare sum over
@@ -123,3 +123,18 @@ class TextFusion(nn.Module):
         attended = MultiHeadAttention(self.num_heads, self.dtype, name="attention")(text, pictures, picture_mask)
         attended = Dropout(self.dropout)(attended, deterministic=not train)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(text + attended)
+
+
+def pool_phrases(phrases: jax.Array, phrase_mask: jax.Array, *, literal: bool) -> jax.Array:
+    """The phrase part of Eq. 10: Σ_k M^p_k T^p_k, with the mask that keeps padding out of it.
+
+    Args:
+        phrases: T^p [B, P, D].
+        phrase_mask: M^p [B, P], True where valid.
+        literal: the paper's sum; else (ours) that sum divided by max(1, Σ_k M^p_k): it stands beside single states.
+
+    Returns:
+        [B, D]; 0 for a post without phrases.
+    """
+    total = jnp.where(phrase_mask[..., None], phrases, 0).sum(1)
+    return total if literal else total / jnp.maximum(phrase_mask.sum(1, keepdims=True), 1).astype(total.dtype)

@@ -1,7 +1,7 @@
-"""TMR for entities (§3.6): encoders, two grains, two pictures, emissions for the CRF.
+"""TMR for entities and for relations (§3.6): encoders, two grains, two pictures, and what reads them.
 
-One model, three variants: ``paper`` (P1 to P8), ``release`` (R1 to R6, :mod:`tmrjax.release`) and ``text`` (BERT and
-CRF alone). Models return ``(emissions, intermediates)``; what nobody uses is pruned by jit.
+Three variants: ``paper`` (P1 to P9), ``release`` (R1 to R7, :mod:`tmrjax.release`) and ``text`` (BERT with a CRF, or
+with entity markers, alone). Models return ``(output, intermediates)``; what nobody uses is pruned by jit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import jax.numpy as jnp
 from tmrjax.crf import CRFParams
 from tmrjax.encoders.bert import BertConfig, BertEncoder
 from tmrjax.encoders.dropout import Dropout
-from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
-from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion
-from tmrjax.release import ReleaseFusion
+from tmrjax.encoders.pictures import Batch, PictureEncoder
+from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion, pool_phrases
+from tmrjax.release import ReleaseRelationFusion, ReleaseTagFusion
 
 VARIANTS = ("paper", "release", "text")
 NUM_REGIONS = 3
-
-Batch = Mapping[str, jax.Array]
 
 
 class CRFLayer(nn.Module):
@@ -47,90 +46,35 @@ class CRFLayer(nn.Module):
         )
 
 
-class PictureEncoder(nn.Module):
-    """ResNet maps of all pictures of a post, or the same maps handed in as features (P2).
-
-    A masked picture is replaced before anything is computed from it: its content, be it NaN, has no influence.
-    """
-
-    config: ResNetConfig | None
-    dtype: jnp.dtype = jnp.float32
-    batch_norm: str = "frozen"
-    frozen: bool = False
-
-    @nn.compact
-    def __call__(self, batch: Batch, prefixes: tuple[str, ...], *, train: bool) -> dict[str, jax.Array]:
-        """Maps ``{prefix}image`` [B, P, C] and ``{prefix}region`` [B, 3, P, C] for each prefix, masked ones zero."""
-        maps, masks = {}, {}
-        for prefix in prefixes:
-            masks[f"{prefix}image"] = batch[f"{prefix}image_mask"][:, None]
-            masks[f"{prefix}region"] = batch[f"{prefix}region_mask"]
-        pixels = {}
-        for name, mask in masks.items():
-            picture_key = f"{name}s" if name.endswith("region") else name
-            content = batch.get(f"{name}_features", batch.get(picture_key))
-            if content is None:
-                raise ValueError(f"the batch has neither {picture_key!r} (pixels) nor '{name}_features' (ResNet maps)")
-            if name.endswith("image"):
-                content = content[:, None]
-            content = jnp.where(mask.reshape(mask.shape + (1,) * (content.ndim - 2)), content, 0).astype(self.dtype)
-            (maps if f"{name}_features" in batch else pixels)[name] = content
-        if pixels:
-            if self.config is None:
-                raise ValueError(f"{sorted(pixels)} came as pixels, but this model has no ResNet: it takes features")
-            # One call for all pictures; post-major, so that a batch sharded over devices stays where it is.
-            stacked = jnp.concatenate(list(pixels.values()), axis=1)
-            batch_size, count = stacked.shape[:2]
-            resnet = ResNetEncoder(self.config, self.dtype, self.batch_norm, name="resnet")
-            present = jnp.concatenate([masks[name] for name in pixels], axis=1)
-            encoded, _ = resnet(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
-            encoded = encoded.reshape(batch_size, count, -1, encoded.shape[-1])
-            start = 0
-            for name, content in pixels.items():
-                # A bias of the ResNet must not speak for a picture that is not there.
-                mask = masks[name][:, :, None, None]
-                maps[name] = jnp.where(mask, encoded[:, start : start + content.shape[1]], 0)
-                start += content.shape[1]
-        if self.frozen:
-            maps = jax.lax.stop_gradient(maps)
-        return {name: value[:, 0] if name.endswith("image") else value for name, value in maps.items()}
-
-
-class TMRForNER(nn.Module):
-    """Emissions of every tag for every word, with the CRF that reads them (Eq. 8 and 9).
+class TMR(nn.Module, kw_only=True):
+    """What both tasks share: P1 to P6 and the switches of the ablations.
 
     Attributes:
         bert: size of the text encoder.
-        num_tags: K; 1 + 2 · entity types (``paper``, ``text``), 13 (``release``).
         resnet: size of the picture encoder; None where pictures always come as features.
         variant: "paper", "release" or "text".
         use_back_translation: False leaves the generated picture out ("w/o BT": G'* absent).
         use_scores: False replaces Eq. 4 by Eq. 2 ("w/o MDE").
         grains: both, or one for the paper's "fine only" and "coarse only".
         literal: the paper's bare sums (:mod:`tmrjax.fusion`).
-        num_heads: of Eq. 7.
-        dropout: on text states and on emissions' input.
-        dtype: of the encoders and the fusion; emissions and CRF are float32 always.
+        dropout: on text states and on the last layer's input.
+        dtype: of the encoders and the fusion; what the model returns is float32 always.
         batch_norm: "frozen" or "train".
         freeze_text, freeze_pictures: no gradient into that encoder.
-        release_length: number of positions of R5; ``release`` only.
     """
 
     bert: BertConfig
-    num_tags: int
     resnet: ResNetConfig | None = None
     variant: str = "paper"
     use_back_translation: bool = True
     use_scores: bool = True
     grains: tuple[str, ...] = GRAINS
     literal: bool = False
-    num_heads: int = 8
     dropout: float = 0.1
     dtype: jnp.dtype = jnp.float32
     batch_norm: str = "frozen"
     freeze_text: bool = False
     freeze_pictures: bool = False
-    release_length: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,13 +82,6 @@ class TMRForNER(nn.Module):
             raise ValueError(f"variant {self.variant!r} is none of {VARIANTS}")
         if not self.grains or not set(self.grains) <= set(GRAINS):
             raise ValueError(f"grains {self.grains!r} must be some of {GRAINS}")
-        if self.variant == "release" and not self.release_length:
-            raise ValueError("variant 'release' needs release_length: its weights belong to absolute positions (R5)")
-
-    @property
-    def tag_mask(self) -> str:
-        """The batch key that says where tags are scored: over words, or over word pieces (R6)."""
-        return "attention_mask" if self.variant == "release" else "word_mask"
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -153,44 +90,32 @@ class TMRForNER(nn.Module):
             return ()
         return ("", "generated_") if self.use_back_translation else ("",)
 
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, dict]:
-        """Emissions of a batch (keys in DESIGN.md §3: DESIGN's names are the arguments' names).
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Modules whose parameters never change."""
+        frozen = {"bert": self.freeze_text, "picture_encoder": self.freeze_pictures}
+        return tuple(name for name, is_frozen in frozen.items() if is_frozen)
 
-        Returns:
-            emissions float32 [B, W, K] at the first piece of each word (``release``: [B, T, K] at each piece), and
-            intermediates: "crf" (CRFParams), "text_states" [B, T, D] and, with pictures, "phrase_states",
-            "fine" / "coarse" / "picture" (G^f, G^c, G*) and the same with the prefix "generated_", "fused" (Ḡ).
-        """
+    def _encode(self, batch: Batch, *, train: bool, phrase_mask: jax.Array | None = None):
+        """P1 and P2: (text states, phrase states or None, maps of the pictures); BERT reads text and phrases."""
         encoder = BertEncoder(self.bert, self.dtype, name="bert")
-        text_mask = batch["attention_mask"].astype(bool)
-        text, _ = encoder(batch["input_ids"], text_mask, train=train)
-        intermediates = {"text_states": text, "crf": CRFLayer(self.num_tags, name="crf")()}
-        if self.variant == "text":
-            states = jax.lax.stop_gradient(text) if self.freeze_text else text
-        else:
-            phrase_mask = batch["phrase_mask"].astype(bool)
+        text, _ = encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
+        phrases, maps = None, {}
+        if self.variant != "text":
             phrases, _ = encoder(batch["phrase_ids"], phrase_mask, train=train)
-            intermediates["phrase_states"] = phrases
             pictures = PictureEncoder(
                 self.resnet, self.dtype, self.batch_norm, self.freeze_pictures, name="picture_encoder"
             )
             maps = pictures(batch, self.prefixes, train=train)
-            if self.freeze_text:
-                text, phrases = jax.lax.stop_gradient((text, phrases))
-            join = self._join_release if self.variant == "release" else self._join_paper
-            states, joined = join(batch, text, text_mask, phrases, phrase_mask, maps, train=train)
-            intermediates |= joined
-        if self.variant != "release":
-            states = jnp.take_along_axis(states, batch["word_starts"][..., None], axis=1)
-        states = Dropout(self.dropout)(states, deterministic=not train)
-        emissions = nn.Dense(self.num_tags, dtype=jnp.float32, name="emission")(states)
-        return emissions, intermediates
+        if self.freeze_text:
+            text, phrases = jax.lax.stop_gradient((text, phrases))
+        return text, phrases, maps
 
-    def _join_paper(self, batch, text, text_mask, phrases, phrase_mask, maps, *, train):
-        """P3 to P7."""
+    def _weigh(self, batch: Batch, text, phrases, maps):
+        """P3 to P6: G* and G'* [B, 2, D], which of them are there [B, 2], and the intermediates by name."""
         project = nn.Dense(self.bert.hidden_size, dtype=self.dtype, name="visual_projection")
         fusion = GrainFusion(self.grains, self.literal, self.dtype, name="grain_fusion")
+        text_mask, phrase_mask = batch["attention_mask"].astype(bool), batch["phrase_mask"].astype(bool)
         joined, weighted, present = {}, [], []
         for prefix in self.prefixes:
             image, regions = maps[f"{prefix}image"], maps[f"{prefix}region"].mean(2)
@@ -204,14 +129,10 @@ class TMRForNER(nn.Module):
             joined |= {f"{prefix}picture": picture} | {f"{prefix}{name}": grain for name, grain in grains.items()}
             weighted.append(picture)
             present.append(there)
-        text_fusion = TextFusion(self.num_heads, self.dropout, self.dtype, name="text_fusion")
-        joined["fused"] = text_fusion(text, jnp.stack(weighted, 1), jnp.stack(present, 1), train=train)
-        return joined["fused"], joined
+        return jnp.stack(weighted, 1), jnp.stack(present, 1), joined
 
-    def _join_release(self, batch, text, text_mask, phrases, phrase_mask, maps, *, train):
-        """R1 to R5 up to the last linear layer."""
-        del text_mask, phrase_mask, train  # the released attention reads padding too (R3)
-        fusion = ReleaseFusion(self.bert.hidden_size, self.release_length, self.dtype, name="release_fusion")
+    def _weigh_release(self, batch: Batch, fusion, text, phrases, maps) -> dict[str, jax.Array]:
+        """R1 to R4: u and u'; the latter is zero without back-translation."""
         joined = {}
         for prefix in ("", "generated_"):
             if prefix in self.prefixes:
@@ -221,13 +142,114 @@ class TMRForNER(nn.Module):
                 joined[f"{prefix}picture"] = fusion(text, phrases, image, masks[0], regions, masks[1], scores)
             else:
                 joined[f"{prefix}picture"] = jnp.zeros_like(joined["picture"])
-        return fusion.combine(text, joined["picture"], joined["generated_picture"]), joined
+        return joined
 
 
+class TMRForNER(TMR, kw_only=True):
+    """Emissions of every tag for every word, with the CRF that reads them (Eq. 8 and 9).
+
+    Attributes:
+        num_tags: K; 1 + 2 · entity types (``paper``, ``text``), 13 (``release``).
+        num_heads: of Eq. 7.
+        release_length: number of positions of R5; ``release`` only.
+    """
+
+    num_tags: int
+    num_heads: int = 8
+    release_length: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.variant == "release" and not self.release_length:
+            raise ValueError("variant 'release' needs release_length: its weights belong to absolute positions (R5)")
+
+    @property
+    def tag_mask(self) -> str:
+        """The batch key that says where tags are scored: over words, or over word pieces (R6)."""
+        return "attention_mask" if self.variant == "release" else "word_mask"
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, dict]:
+        """Emissions of a batch (keys in DESIGN.md §3: DESIGN's names are the arguments' names).
+
+        Returns:
+            emissions float32 [B, W, K] at the first piece of each word (``release``: [B, T, K] at each piece), and
+            intermediates: "crf" (CRFParams), "text_states" [B, T, D] and, with pictures, "phrase_states",
+            "fine" / "coarse" / "picture" (G^f, G^c, G*) and the same with the prefix "generated_", "fused" (Ḡ).
+        """
+        phrase_mask = None if self.variant == "text" else batch["phrase_mask"].astype(bool)
+        text, phrases, maps = self._encode(batch, train=train, phrase_mask=phrase_mask)
+        intermediates = {"text_states": text, "crf": CRFLayer(self.num_tags, name="crf")()}
+        states = text
+        if self.variant == "paper":
+            pictures, present, joined = self._weigh(batch, text, phrases, maps)
+            text_fusion = TextFusion(self.num_heads, self.dropout, self.dtype, name="text_fusion")
+            states = text_fusion(text, pictures, present, train=train)
+            intermediates |= {"phrase_states": phrases, **joined, "fused": states}
+        elif self.variant == "release":
+            fusion = ReleaseTagFusion(self.bert.hidden_size, self.dtype, self.release_length, name="release_fusion")
+            joined = self._weigh_release(batch, fusion, text, phrases, maps)
+            states = fusion.combine(text, joined["picture"], joined["generated_picture"])
+            intermediates |= {"phrase_states": phrases, **joined}
+        if self.variant != "release":
+            states = jnp.take_along_axis(states, batch["word_starts"][..., None], axis=1)
+        states = Dropout(self.dropout)(states, deterministic=not train)
+        emissions = nn.Dense(self.num_tags, dtype=jnp.float32, name="emission")(states)
+        return emissions, intermediates
+
+
+class TMRForRE(TMR, kw_only=True):
+    """Logits of every relation between a marked head and a marked tail (Eq. 10 and 11).
+
+    Attributes:
+        num_relations: R, ``None`` included.
+    """
+
+    num_relations: int
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, dict]:
+        """Logits of a batch (keys in DESIGN.md §3).
+
+        P9: g = [T_head; T_tail; phrase part; G* + G'*] (4d), logits = g W + b. T_head and T_tail are the states at
+        the markers before the entities; the phrase part is Σ_k M^p_k T^p_k (``literal``) or that sum divided by the
+        number of pieces, 0 without phrases. ``text``: g = [T_head; T_tail] (2d). ``release``: R7, 6d → 2d → R.
+
+        Returns:
+            logits float32 [B, R], and intermediates: "text_states" [B, T, D], "representation" (g, before dropout) and,
+            with pictures, "phrase_states", "fine" / "coarse" / "picture" and the same with the prefix "generated_".
+        """
+        # R7: the authors' phrase mask is all zeros, which attends to every position alike: a mask of ones.
+        phrase_mask = None
+        if self.variant != "text":
+            phrase_mask = batch["phrase_mask"].astype(bool)
+            phrase_mask = jnp.ones_like(phrase_mask) if self.variant == "release" else phrase_mask
+        text, phrases, maps = self._encode(batch, train=train, phrase_mask=phrase_mask)
+        rows = jnp.arange(len(text))
+        head, tail = text[rows, batch["head_start"]], text[rows, batch["tail_start"]]
+        intermediates = {"text_states": text}
+        representation = jnp.concatenate([head, tail], axis=-1)
+        if self.variant == "paper":
+            pictures, _, joined = self._weigh(batch, text, phrases, maps)
+            pooled = pool_phrases(phrases, phrase_mask, literal=self.literal)
+            representation = jnp.concatenate([head, tail, pooled, pictures.sum(1)], axis=-1)
+            intermediates |= {"phrase_states": phrases, **joined}
+        elif self.variant == "release":
+            fusion = ReleaseRelationFusion(self.bert.hidden_size, self.dtype, name="release_fusion")
+            joined = self._weigh_release(batch, fusion, text, phrases, maps)
+            pictures = joined["picture"], joined["generated_picture"]
+            representation = fusion.combine(head, tail, phrases, *pictures)
+            intermediates |= {"phrase_states": phrases, **joined}
+        intermediates["representation"] = representation
+        representation = Dropout(self.dropout)(representation, deterministic=not train)
+        return nn.Dense(self.num_relations, dtype=jnp.float32, name="classifier")(representation), intermediates
+
+
+MODELS = {"ner": TMRForNER, "re": TMRForRE}
 _ENCODER_CONFIGS = {"bert": BertConfig, "resnet": ResNetConfig}
 
 
-def model_to_dict(model: TMRForNER) -> dict[str, Any]:
+def model_to_dict(model: TMR) -> dict[str, Any]:
     """All fields of a model as JSON; :func:`model_from_dict` builds the same model from it."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
@@ -236,8 +258,11 @@ def model_to_dict(model: TMRForNER) -> dict[str, Any]:
     return fields | {"dtype": jnp.dtype(model.dtype).name, "grains": list(model.grains)}
 
 
-def model_from_dict(fields: Mapping[str, Any]) -> TMRForNER:
-    """A model from its fields, encoders as dicts and dtype by name; an unknown field raises TypeError."""
+def model_from_dict(task: str, fields: Mapping[str, Any]) -> TMR:
+    """The model of a task, one of MODELS, from its fields: encoders as dicts, dtype by name.
+
+    An unknown field raises TypeError.
+    """
     fields = dict(fields)
     for name, config in _ENCODER_CONFIGS.items():
         if isinstance(fields.get(name), Mapping):
@@ -246,4 +271,4 @@ def model_from_dict(fields: Mapping[str, Any]) -> TMRForNER:
         fields["dtype"] = jnp.dtype(fields["dtype"])
     if "grains" in fields:
         fields["grains"] = tuple(fields["grains"])
-    return TMRForNER(**fields)
+    return MODELS[task](**fields)

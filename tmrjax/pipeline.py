@@ -1,4 +1,4 @@
-"""From records to batches: tokenise once, bucket by length, shuffle by seed, load pictures ahead, shard by process.
+"""From examples to batches: bucket by length, shuffle by seed, load pictures ahead, shard by process.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
 number of workers can resume from (:mod:`tmrjax.batching`).
@@ -7,87 +7,21 @@ number of workers can resume from (:mod:`tmrjax.batching`).
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tmrjax.batching import BatchPlan, PlannedBatches
+from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.feature_cache import FeatureCache, PictureRequest
 from tmrjax.fusion import NEUTRAL_SCORES
 from tmrjax.images import load_picture, picture_to_pixels, region_to_pixels
 from tmrjax.models import NUM_REGIONS
 from tmrjax.records import Record
-from tmrjax.tagging import TagSet, Tokenizer, WordPieces, encode_phrases, encode_words
 
-logger = logging.getLogger(__name__)
-
-
-class Example(NamedTuple):
-    """A record as integers. tags: index of each kept word's tag, None where the record has no tags."""
-
-    record: Record
-    pieces: WordPieces
-    phrase_ids: list[int]
-    tags: list[int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSettings:
-    """How text becomes word pieces: part of every checkpoint.
-
-    max_pieces and max_phrase_pieces are n and m of P1 (80 with, 4 without [CLS] and [SEP]). piece_tags: tags on every
-    word piece in the scheme of the released code (R6) instead of on words.
-    """
-
-    max_pieces: int = 80
-    max_phrase_pieces: int = 4
-    piece_tags: bool = False
-
-
-RELEASE_TAGS = (
-    "PAD", "O", "B-MISC", "I-MISC", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "X", "[CLS]", "[SEP]",
-)  # fmt: skip
-
-
-def encode_records(
-    records: Sequence[Record], tokenizer: Tokenizer, tag_set: TagSet, settings: TextSettings
-) -> list[Example]:
-    """Tokenise records once; words that are cut or have no piece are counted and said, never dropped in silence."""
-    examples, cut_posts, cut_words, empty_words, cut_phrases = [], 0, 0, 0, 0
-    for record in records:
-        pieces = encode_words(tokenizer, record.tokens, settings.max_pieces)
-        phrase_ids, cut = encode_phrases(tokenizer, record.phrases, settings.max_phrase_pieces)
-        cut_posts, cut_words = cut_posts + bool(pieces.cut), cut_words + len(pieces.cut)
-        empty_words, cut_phrases = empty_words + len(pieces.empty), cut_phrases + cut
-        tags = None
-        if record.tags is not None:
-            indices = tag_set.encode(record.tags)
-            tags = [indices[word] for word in pieces.words]
-            if settings.piece_tags:
-                tags = _piece_tags(record.tags, pieces)
-        examples.append(Example(record, pieces, phrase_ids, tags))
-    if cut_words:
-        logger.warning(
-            "%d words of %d posts lie behind the limit of %d word pieces: they are predicted as O and count as missed",
-            cut_words, cut_posts, settings.max_pieces,
-        )  # fmt: skip
-    if empty_words:
-        logger.info("%d words have no word piece (invisible characters): they are predicted as O", empty_words)
-    if cut_phrases:
-        logger.info("%d phrase pieces lie behind the limit of %d", cut_phrases, settings.max_phrase_pieces)
-    return examples
-
-
-def _piece_tags(tags: Sequence[str], pieces: WordPieces) -> list[int]:
-    """R6: [CLS], then each word's tag on its first piece and X on the others, [SEP]."""
-    result = [RELEASE_TAGS.index("X")] * len(pieces.input_ids)
-    result[0], result[-1] = RELEASE_TAGS.index("[CLS]"), RELEASE_TAGS.index("[SEP]")
-    for word, start in zip(pieces.words, pieces.word_starts, strict=True):
-        result[start] = RELEASE_TAGS.index(tags[word])
-    return result
+Example = TaggingExample | RelationExample
 
 
 class PictureSource(Protocol):
@@ -170,75 +104,81 @@ def picture_requests(records: Sequence[Record], root: Path, prefixes: Sequence[s
     ]
 
 
-def collate(
-    examples: Sequence[Example | None], length: int, settings: TextSettings, pictures: PictureSource | None
-) -> dict[str, np.ndarray]:
-    """One batch under the keys of DESIGN.md §3; ``None`` is a row of padding, with every mask False.
+@dataclasses.dataclass(frozen=True)
+class Collator:
+    """Puts examples of one kind into one batch; pickles.
 
-    Besides: ``row_mask`` [B], False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
+    Attributes:
+        kind: the class of the examples, which names the keys of its task.
+        settings: how long phrases are.
+        pictures: where the pictures come from; None leaves pictures and phrases out.
     """
-    rows, phrase_length = len(examples), settings.max_phrase_pieces + 2
-    words = length - 2
-    batch = {
-        "input_ids": np.zeros((rows, length), np.int32),
-        "attention_mask": np.zeros((rows, length), bool),
-        "word_starts": np.zeros((rows, words), np.int32),
-        "word_mask": np.zeros((rows, words), bool),
-        "tags": np.zeros((rows, length if settings.piece_tags else words), np.int32),
-        "row_mask": np.array([example is not None for example in examples]),
-    }
-    for row, example in enumerate(examples):
-        if example is None:
-            continue
-        pieces, kept = example.pieces, len(example.pieces.words)
-        batch["input_ids"][row, : len(pieces.input_ids)] = pieces.input_ids
-        batch["attention_mask"][row, : len(pieces.input_ids)] = True
-        batch["word_starts"][row, :kept] = pieces.word_starts
-        batch["word_mask"][row, :kept] = True
-        if example.tags is not None:
-            batch["tags"][row, : len(example.tags)] = example.tags
-    if pictures is None:
-        return batch
-    batch["phrase_ids"] = np.zeros((rows, phrase_length), np.int32)
-    batch["phrase_mask"] = np.zeros((rows, phrase_length), bool)
-    for row, example in enumerate(examples):
-        if example is not None:
-            batch["phrase_ids"][row, : len(example.phrase_ids)] = example.phrase_ids
-            batch["phrase_mask"][row, : len(example.phrase_ids)] = True
-    loaded = [pictures.empty() if example is None else pictures.load(example.record) for example in examples]
-    batch |= {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
-    for prefix in pictures.prefixes:
-        image_mask, region_mask = np.zeros(rows, bool), np.zeros((rows, NUM_REGIONS), bool)
-        scores = np.tile(np.asarray(NEUTRAL_SCORES, np.float32), (rows, 1))
+
+    kind: type[TaggingExample] | type[RelationExample]
+    settings: TextSettings
+    pictures: PictureSource | None
+
+    def __call__(self, examples: Sequence[Example | None], length: int) -> dict[str, np.ndarray]:
+        """One batch under the keys of DESIGN.md §3; ``None`` is a row of padding, with every mask False.
+
+        Besides: ``row_mask`` [B], False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
+        """
+        pictures, phrase_length = self.pictures, self.settings.max_phrase_pieces + 2
+        shapes = {"input_ids": ((length,), np.int32), "attention_mask": ((length,), bool)}
+        if pictures is not None:
+            shapes |= {"phrase_ids": ((phrase_length,), np.int32), "phrase_mask": ((phrase_length,), bool)}
+        shapes |= self.kind.shapes(length, self.settings)
+        batch = {name: np.zeros((len(examples), *shape), dtype) for name, (shape, dtype) in shapes.items()}
+        batch["row_mask"] = np.array([example is not None for example in examples])
         for row, example in enumerate(examples):
             if example is None:
                 continue
-            record = example.record
-            for _, _, boxes in _slots(record, Path(), [prefix]):
-                image_mask[row] = True
-                region_mask[row, : len(boxes)] = True
-            given = record.generated_scores if prefix else record.scores
-            if given is not None:
-                scores[row] = given
-        batch |= {f"{prefix}image_mask": image_mask, f"{prefix}region_mask": region_mask, f"{prefix}scores": scores}
-    return batch
+            values = {"input_ids": example.pieces.input_ids, "attention_mask": [True] * len(example.pieces.input_ids)}
+            if pictures is not None:
+                values |= {"phrase_ids": example.phrase_ids, "phrase_mask": [True] * len(example.phrase_ids)}
+            for name, value in (values | example.values()).items():
+                if np.ndim(value):
+                    batch[name][row, : len(value)] = value
+                else:
+                    batch[name][row] = value
+        return batch if pictures is None else batch | self._pictures(examples)
+
+    def _pictures(self, examples: Sequence[Example | None]) -> dict[str, np.ndarray]:
+        rows = len(examples)
+        loaded = [
+            self.pictures.empty() if example is None else self.pictures.load(example.record) for example in examples
+        ]
+        batch = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
+        for prefix in self.pictures.prefixes:
+            image_mask, region_mask = np.zeros(rows, bool), np.zeros((rows, NUM_REGIONS), bool)
+            scores = np.tile(np.asarray(NEUTRAL_SCORES, np.float32), (rows, 1))
+            for row, example in enumerate(examples):
+                if example is None:
+                    continue
+                record = example.record
+                for _, _, boxes in _slots(record, Path(), [prefix]):
+                    image_mask[row] = True
+                    region_mask[row, : len(boxes)] = True
+                given = record.generated_scores if prefix else record.scores
+                if given is not None:
+                    scores[row] = given
+            batch |= {f"{prefix}image_mask": image_mask, f"{prefix}region_mask": region_mask, f"{prefix}scores": scores}
+        return batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches(PlannedBatches):
     """An epoch-spanning stream of batches of one process; pickles, so that grain's worker processes can build it."""
 
-    examples: Sequence[Example]
+    examples: Sequence[Any]
     plan: BatchPlan
-    settings: TextSettings
-    pictures: PictureSource | None
+    collate: Callable[[Sequence[Any], int], Mapping[str, np.ndarray]]
     process_index: int = 0
     process_count: int = 1
 
-    def load(self, bucket: int, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    def load(self, bucket: int, indices: Sequence[int]) -> Mapping[str, np.ndarray]:
         """The batch of these examples, -1 for a row of padding, with `bucket` word pieces."""
-        chosen = [self.examples[i] if i >= 0 else None for i in indices]
-        return collate(chosen, bucket, self.settings, self.pictures)
+        return self.collate([self.examples[i] if i >= 0 else None for i in indices], bucket)
 
 
 def sample_fraction(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:

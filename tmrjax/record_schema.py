@@ -25,28 +25,46 @@ Scores = tuple[float, float, float]
 Span = tuple[int, int]
 
 TASKS = ("ner", "re")
+NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
+SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 
 _SHARED_KEYS = ("id", "tokens", "image", "regions", "phrases", "generated", "scores", "generated_scores")
 _LABEL_KEYS = {"ner": ("tags",), "re": ("head", "tail", "relation")}
 _GENERATED_KEYS = ("image", "regions", "prompt", "seed", "model")
+_GROUNDING = "grounding"  # may be absent, beside regions: sets made without it stay as they are
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Where a region comes from: the phrase that it answers (None: of no phrase) and how sure its finder was."""
+
+    phrase: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The back-translated picture of a post (paper section 3.1): where it lies and how it was made."""
+    """The back-translated picture of a post (paper section 3.1): where it lies and how it was made.
+
+    `grounding` has one entry per region, or none at all where it is unknown.
+    """
 
     image: str
     regions: tuple[Box, ...] = ()
     prompt: str | None = None
     seed: int | None = None
     model: str | None = None
+    grounding: tuple[Grounding, ...] = ()
 
 
 @dataclass(frozen=True)
 class Record:
-    """One post. `tags` belong to NER; `head`, `tail` (half-open token ranges), `relation` to RE; None = not there."""
+    """One post. `tags` belong to NER; `head`, `tail` (half-open token ranges), `relation` to RE; None = not there.
+
+    `grounding` has one entry per region, or none at all where it is unknown.
+    """
 
     id: str
     tokens: tuple[str, ...]
@@ -60,6 +78,7 @@ class Record:
     generated: Generated | None = None
     scores: Scores | None = None
     generated_scores: Scores | None = None
+    grounding: tuple[Grounding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,14 +125,25 @@ def record_to_json(record: Record, task: str) -> dict[str, Any]:
         "tokens": list(record.tokens),
         **labels,
         "image": record.image,
-        "regions": [list(box) for box in record.regions],
+        **_regions_to_json(record),
         "phrases": list(record.phrases),
         "generated": None
         if generated is None
-        else {**dataclasses.asdict(generated), "regions": [list(box) for box in generated.regions]},
+        else {
+            "image": generated.image,
+            **_regions_to_json(generated),
+            "prompt": generated.prompt,
+            "seed": generated.seed,
+            "model": generated.model,
+        },
         "scores": None if record.scores is None else list(record.scores),
         "generated_scores": None if record.generated_scores is None else list(record.generated_scores),
     }
+
+
+def _regions_to_json(picture: Record | Generated) -> dict[str, Any]:
+    grounding = {_GROUNDING: [dataclasses.asdict(item) for item in picture.grounding]} if picture.grounding else {}
+    return {"regions": [list(box) for box in picture.regions], **grounding}
 
 
 def record_from_json(
@@ -128,7 +158,7 @@ def record_from_json(
     check = RecordChecker(where)
     label_keys = _LABEL_KEYS[info.task]
     required = (*_SHARED_KEYS, *label_keys) if require_labels else ("id", "tokens")
-    check.keys(value, required, (*_SHARED_KEYS, *label_keys), "record")
+    check.keys(value, required, (*_SHARED_KEYS, _GROUNDING, *label_keys), "record")
     identifier = check.text(value["id"], "id")
     tokens = check.texts(value["tokens"], "tokens")
     if not tokens:
@@ -140,17 +170,19 @@ def record_from_json(
         for key in ("head", "tail"):
             if require_labels or value.get(key) is not None:
                 labels[key] = check.span(value[key], key, len(tokens))
+        if "head" in labels and "tail" in labels:
+            check.pair(labels["head"], labels["tail"])
         if require_labels or value.get("relation") is not None:
             labels["relation"] = check.member(value["relation"], "relation", info.labels)
     generated = value.get("generated")
     if generated is not None:
-        check.keys(generated, _GENERATED_KEYS, _GENERATED_KEYS, "'generated'")
+        check.keys(generated, _GENERATED_KEYS, (*_GENERATED_KEYS, _GROUNDING), "'generated'")
         seed = generated["seed"]
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             check.fail(f"{seed!r} in 'generated.seed'", "an integer or null", "Write the seed of the picture, or null.")
         generated = Generated(
             image=check.picture(generated["image"], "generated.image", root),
-            regions=check.boxes(generated["regions"], "generated.regions"),
+            **check.regions(generated, "generated."),
             prompt=check.optional_text(generated["prompt"], "generated.prompt"),
             seed=seed,
             model=check.optional_text(generated["model"], "generated.model"),
@@ -160,7 +192,7 @@ def record_from_json(
         id=identifier,
         tokens=tokens,
         image=None if image is None else check.picture(image, "image", root),
-        regions=check.boxes(value.get("regions", []), "regions"),
+        **check.regions(value),
         phrases=check.texts(value.get("phrases", []), "phrases"),
         generated=generated,
         scores=check.scores(value.get("scores"), "scores", info),
@@ -246,6 +278,11 @@ class RecordChecker:
             self.fail(f"{value} in {name!r}", f"0 <= start < end <= {length}", "Count tokens from 0; end is excluded.")
         return value[0], value[1]
 
+    def pair(self, head: Span, tail: Span) -> None:
+        """Two entities that are not the same words; they may overlap."""
+        if head == tail:
+            self.fail(f"'head' and 'tail' equal, {list(head)}", "two different entities", "Correct one of them.")
+
     def numbers(self, value: Any, name: str, count: int) -> tuple[float, ...]:
         """Exactly `count` finite numbers."""
         if not isinstance(value, list) or len(value) != count:
@@ -254,6 +291,24 @@ class RecordChecker:
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 self.fail(f"{_short(number)} in {name!r}", f"{count} finite numbers", "Write null if they are unknown.")
         return tuple(float(number) for number in value)
+
+    def regions(self, value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """The fields `regions` and `grounding` of a record or of its generated picture."""
+        boxes = self.boxes(value.get("regions", []), f"{prefix}regions")
+        name, items = f"{prefix}{_GROUNDING}", value.get(_GROUNDING, [])
+        if not isinstance(items, list) or len(items) not in (0, len(boxes)):
+            found = f"{len(items)} entries in {name!r}" if isinstance(items, list) else f"{_short(items)} in {name!r}"
+            self.fail(found, f"a list of {len(boxes)}, one per region", "Leave the key out where it is unknown.")
+        return {"regions": boxes, _GROUNDING: tuple(self.grounding(item, name) for item in items)}
+
+    def grounding(self, value: Any, name: str) -> Grounding:
+        """A phrase and a score, or null for either."""
+        self.keys(value, ("phrase", "score"), ("phrase", "score"), repr(name))
+        phrase, score = value["phrase"], value["score"]
+        return Grounding(
+            self.optional_text(phrase, f"{name}.phrase"),
+            None if score is None else self.numbers([score], f"{name}.score", 1)[0],
+        )
 
     def boxes(self, value: Any, name: str) -> tuple[Box, ...]:
         """A list of boxes."""

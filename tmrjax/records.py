@@ -13,6 +13,7 @@ offered here too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -30,6 +31,7 @@ from tmrjax.record_schema import (
     Box,
     DatasetInfo,
     Generated,
+    Grounding,
     Record,
     RecordChecker,
     Scores,
@@ -49,6 +51,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "Generated",
+    "Grounding",
     "Record",
     "Scores",
     "Skipped",
@@ -70,6 +73,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.jsonl"
+_NEXT = ".next"  # of a file of the set that is being written
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def read_records(
 def read_info(root: str | os.PathLike) -> DatasetInfo:
     """Reads and checks `dataset.json`; raises :class:`DataError`."""
     path = Path(root) / DATASET_FILE
+    _finish_write(path.parent)
     if not path.is_file():
         raise DataError(
             path,
@@ -261,9 +266,9 @@ def write_dataset(
     """Writes `dataset.json` and one JSONL file per split; returns the info with the hashes filled in.
 
     `info` is a :class:`DatasetInfo` or the keyword arguments of one; its `files` are replaced. The pictures must lie
-    in `root` already: every record is checked as the reader will check it. Each file is replaced atomically and
-    `dataset.json` comes last, so an interrupted call leaves a set whose hashes do not fit, which :func:`read_dataset`
-    reports. Raises :class:`DataError`.
+    in `root` already: every record is checked as the reader will check it. The set on disk is the old or the new one,
+    never a mix: the new files are laid beside the old ones, and from the moment their `dataset.json` lies there any
+    reader finishes what was interrupted. Raises :class:`DataError`.
     """
     root = Path(root)
     info = info if isinstance(info, DatasetInfo) else DatasetInfo(**info)
@@ -292,10 +297,24 @@ def write_dataset(
     info = dataclasses.replace(info, files={name: sha256(data) for name, data in contents.items()})
     _info_from_json(json.loads(_info_bytes(info)), str(root / DATASET_FILE))
     root.mkdir(parents=True, exist_ok=True)
+    _finish_write(root)
     for name, data in contents.items():
-        write_atomic(root / name, data)
-    _write_info(root, info)
+        write_atomic(root / (name + _NEXT), data)
+    write_atomic(root / (DATASET_FILE + _NEXT), _info_bytes(info))
+    _finish_write(root)
     return info
+
+
+def _finish_write(root: Path) -> None:
+    """Moves the files of a whole new set into place; one that was interrupted before it was whole stays away."""
+    whole = root / (DATASET_FILE + _NEXT)
+    if not whole.exists():
+        return
+    with contextlib.suppress(FileNotFoundError):  # another reader does the same at the same time
+        for name in _info_from_json(parse_json(whole.read_bytes(), str(whole)), str(whole)).files:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(root / (name + _NEXT), root / name)
+        os.replace(whole, root / DATASET_FILE)
 
 
 def _info_bytes(info: DatasetInfo) -> bytes:

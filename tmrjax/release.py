@@ -16,23 +16,19 @@ COMBINED_SIZE = 1000  # of the layer before the emissions, R5
 
 
 class ReleaseFusion(nn.Module):
-    """R1 to R5: u of each picture, and [H; E(u); E(u')] joined. Submodules carry the roles of the torch names."""
+    """R1 to R4: u of each picture. Submodules carry the roles of the torch names."""
 
     hidden_size: int
-    length: int
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         """One set of weights for both pictures."""
+        self.visual_projection = self._dense(self.hidden_size)
+        self.query_fine, self.key_fine, self.value_fine = (self._dense(self.hidden_size) for _ in range(3))
+        self.query_coarse, self.key_coarse, self.value_coarse = (self._dense(self.hidden_size) for _ in range(3))
 
-        def dense(size):
-            return nn.Dense(size, dtype=self.dtype)
-
-        self.visual_projection = dense(self.hidden_size)
-        self.query_fine, self.key_fine, self.value_fine = (dense(self.hidden_size) for _ in range(3))
-        self.query_coarse, self.key_coarse, self.value_coarse = (dense(self.hidden_size) for _ in range(3))
-        self.extend = dense(self.length * EXTENDED_SIZE)
-        self.combination = dense(COMBINED_SIZE)
+    def _dense(self, size):
+        return nn.Dense(size, dtype=self.dtype)
 
     def _correlation(self, grain, visual, visual_mask, text):
         query, key, value = (getattr(self, f"{role}_{grain}") for role in ("query", "key", "value"))
@@ -64,6 +60,18 @@ class ReleaseFusion(nn.Module):
         coarse = self._correlation("coarse", objects, region_mask, phrases) + objects.sum(1)
         return strong * fine + weak * coarse
 
+
+class ReleaseTagFusion(ReleaseFusion):
+    """R5 besides: [H; E(u); E(u')] joined at each of ``length`` positions."""
+
+    length: int = 0
+
+    def setup(self):
+        """The layers of R5 beside those of R1 to R4."""
+        super().setup()
+        self.extend = self._dense(self.length * EXTENDED_SIZE)
+        self.combination = self._dense(COMBINED_SIZE)
+
     def combine(self, text: jax.Array, picture: jax.Array, generated_picture: jax.Array) -> jax.Array:
         """R5: relu([H; E(u); E(u')] W + b) with E(u) = tanh(reshape(u W_e + b, (max_seq, 1024))).
 
@@ -81,3 +89,36 @@ class ReleaseFusion(nn.Module):
             for states in (picture, generated_picture)
         ]
         return nn.relu(self.combination(jnp.concatenate([text, *extended], axis=-1)))
+
+
+class ReleaseRelationFusion(ReleaseFusion):
+    """R7 besides: head, tail, phrases and both pictures joined."""
+
+    def setup(self):
+        """The layers of R7 beside those of R1 to R4."""
+        super().setup()
+        self.phrase_projection = self._dense(2 * self.hidden_size)
+        self.extend = self._dense(self.hidden_size)
+        self.combination = self._dense(2 * self.hidden_size)
+
+    def combine(
+        self,
+        head: jax.Array,
+        tail: jax.Array,
+        phrases: jax.Array,
+        picture: jax.Array,
+        generated_picture: jax.Array,
+    ) -> jax.Array:
+        """R7: [H_head; H_tail; (Σ_m H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_e + b)] W_f + b.
+
+        Args:
+            head, tail, picture, generated_picture: [B, D]; the last two are u and u'.
+            phrases: H_p [B, P, D]; all P positions are added, padding too.
+
+        Returns:
+            [B, 2 D].
+        """
+        extended = [jnp.tanh(self.extend(states)) for states in (picture, generated_picture)]
+        return self.combination(
+            jnp.concatenate([head, tail, self.phrase_projection(phrases.sum(1)), *extended], axis=-1)
+        )

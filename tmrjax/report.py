@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tmrjax.metrics import entity_scores
-from tmrjax.models import TMRForNER
+from tmrjax.metrics import entity_scores, relation_scores
+from tmrjax.models import TMR
 from tmrjax.records import DatasetInfo
 
 
@@ -22,7 +23,30 @@ def entity_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     }
 
 
-def ablation_name(model: TMRForNER) -> str:
+def relation_report(gold: Sequence[str], predicted: Sequence[str], relations: Sequence[str]) -> dict[str, Any]:
+    """Precision, recall, F1 and support without ``None``, micro and per relation, accuracy with it, and confusions.
+
+    ``confusion`` maps gold to predicted to a count, in the order of ``relations``, zeros left out.
+    """
+    micro, per_label = relation_scores(gold, predicted)
+    pairs = Counter(zip(gold, predicted, strict=True))
+    counts = {wanted: {found: pairs[wanted, found] for found in relations} for wanted in relations}
+    confusion = {
+        wanted: {found: count for found, count in row.items() if count}
+        for wanted, row in counts.items()
+        if any(row.values())
+    }
+    right = sum(count for (wanted, found), count in pairs.items() if wanted == found)
+    return {
+        **micro.to_dict(),
+        "records": len(gold),
+        "accuracy": right / len(gold) if gold else 0.0,
+        "per_label": {label: per_label[label].to_dict() for label in relations if label in per_label},
+        "confusion": confusion,
+    }
+
+
+def ablation_name(model: TMR) -> str:
     """What was left out, in the paper's words."""
     if model.variant == "text":
         return "text only"
@@ -48,16 +72,39 @@ def warnings_of(info: DatasetInfo) -> list[str]:
     return marks
 
 
-def format_entity_report(report: Mapping[str, Any], title: str, info: DatasetInfo) -> str:
-    """The table of :func:`entity_report` under a title."""
-    width = max(len("micro, lenient"), *map(len, report["per_label"])) if report["per_label"] else len("micro, lenient")
+def format_report(task: str, report: Mapping[str, Any], title: str, info: DatasetInfo) -> str:
+    """The table of :func:`entity_report` or :func:`relation_report` under a title and the data set's marks."""
+    name, last_lines = {"ner": ("strict IOB2", _lenient_lines), "re": ("without None", _confusion_lines)}[task]
+    labels = ["micro, lenient", name, *report["per_label"]]
+    width = max(map(len, labels))
     lines = [title, *(f"  ! {mark}" for mark in warnings_of(info))]
-    lines.append(f"  {'strict IOB2':<{width}}  precision  recall      F1  support")
-    rows = [*report["per_label"].items(), ("micro", report)]
-    for label, row in rows:
+    lines.append(f"  {name:<{width}}  precision  recall      F1  support")
+    for label, row in [*report["per_label"].items(), ("micro", report)]:
         values = f"{100 * row['precision']:9.2f} {100 * row['recall']:7.2f} {100 * row['f1']:7.2f} {row['support']:8d}"
         lines.append(f"  {label:<{width}}  {values}")
+    return "\n".join(lines + last_lines(report, width))
+
+
+def _lenient_lines(report: Mapping[str, Any], width: int) -> list[str]:
     lenient = f"{'':9} {'':7} {100 * report['lenient_f1']:7.2f} {report['lenient_support']:8d}"
-    lines.append(f"  {'micro, lenient':<{width}}  {lenient}")
-    lines.append("  lenient: an I- without a beginning opens an entity (seqeval's default); compare like with like")
-    return "\n".join(lines)
+    return [
+        f"  {'micro, lenient':<{width}}  {lenient}",
+        "  lenient: an I- without a beginning opens an entity (seqeval's default); compare like with like",
+    ]
+
+
+def _confusion_lines(report: Mapping[str, Any], width: int) -> list[str]:
+    """Accuracy and the five most frequent confusions."""
+    mistakes = [
+        (count, wanted, found)
+        for wanted, row in report["confusion"].items()
+        for found, count in row.items()
+        if wanted != found
+    ]
+    lines = [
+        f"  {'accuracy, with None':<{width}}  {'':9} {'':7} {100 * report['accuracy']:7.2f} {report['records']:8d}"
+    ]
+    lines += [
+        f"  {count} x {wanted} taken for {found}" for count, wanted, found in sorted(mistakes, key=lambda m: -m[0])[:5]
+    ]
+    return lines

@@ -151,9 +151,13 @@ class Tokenizer(Protocol):
 
     cls_token_id: int
     sep_token_id: int
+    unk_token_id: int
 
     def __call__(self, text, **kwargs):
         """Encodes a text or, with is_split_into_words, its words."""
+
+    def convert_tokens_to_ids(self, tokens):
+        """The ids of word pieces."""
 
 
 class WordPieces(NamedTuple):

@@ -7,7 +7,7 @@ devices. Nothing here touches the host.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.struct
@@ -17,11 +17,14 @@ import optax
 from jax.sharding import Mesh
 
 from tmrjax import crf
-from tmrjax.models import Batch, TMRForNER
+from tmrjax.models import Batch, TMRForNER, TMRForRE
 from tmrjax.sharding import replicated, split_rows
 from tmrjax.tagging import forbidden_transitions
 
 ENCODERS = ("bert", "picture_encoder")
+
+# loss(params, statistics, batch, key) -> (sum over the rows that are posts, (their number, new BatchNorm statistics))
+Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
 
 # Added to forbidden transitions while decoding: beyond any score, yet finite, so that no NaN arises.
 _FORBIDDEN = -1e8
@@ -72,11 +75,10 @@ def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
     )
 
 
-def parameter_groups(params: Any, model: TMRForNER) -> Any:
-    """A tree of "encoder", "fusion" or "frozen" in the shape of ``params``."""
-    frozen = {"bert": model.freeze_text, "picture_encoder": model.freeze_pictures}
+def parameter_groups(params: Any, frozen: Collection[str] = ()) -> Any:
+    """A tree of "encoder", "fusion" or "frozen" in the shape of ``params``; ``frozen`` names modules at its top."""
     groups = {name: "encoder" if name in ENCODERS else "fusion" for name in params}
-    groups |= {name: "frozen" for name, is_frozen in frozen.items() if is_frozen and name in params}
+    groups |= {name: "frozen" for name in frozen if name in params}
     return {name: jax.tree.map(lambda _, name=name: groups[name], tree) for name, tree in params.items()}
 
 
@@ -92,7 +94,9 @@ def is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decide, params)
 
 
-def make_optimizer(settings: OptimizerSettings, params: Any, model: TMRForNER) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: OptimizerSettings, params: Any, frozen: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Clipping over all groups together, then AdamW with the group's learning rate; frozen groups hold no state."""
 
     def adamw(peak):
@@ -110,7 +114,7 @@ def make_optimizer(settings: OptimizerSettings, params: Any, model: TMRForNER) -
         "frozen": optax.set_to_zero(),
     }
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip), optax.multi_transform(groups, parameter_groups(params, model))
+        optax.clip_by_global_norm(settings.clip), optax.multi_transform(groups, parameter_groups(params, frozen))
     )
 
 
@@ -126,54 +130,72 @@ def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformat
     )
 
 
-def _negative_log_likelihood(model: TMRForNER, params, statistics, batch: Batch, key: jax.Array):
-    """−Σ log p(y) over the rows that are posts, their number, and the new BatchNorm statistics (Eq. 9)."""
-    (emissions, intermediates), updated = model.apply(
+def _apply_in_training(model, params, statistics, batch, key):
+    """(output, intermediates) with dropout, and the new BatchNorm statistics."""
+    output, updated = model.apply(
         {"params": params, "batch_stats": statistics},
         batch,
         train=True,
         rngs={"dropout": key},
         mutable=["batch_stats"],
     )
-    likelihoods = crf.log_likelihood(emissions, batch["tags"], batch[model.tag_mask], intermediates["crf"])
-    rows = batch["row_mask"]
-    return -jnp.where(rows, likelihoods, 0).sum(), (rows.sum(), updated.get("batch_stats", statistics))
+    return output, updated.get("batch_stats", statistics)
+
+
+def tagging_loss(model: TMRForNER) -> Loss:
+    """Eq. 9: −Σ log p(y) of the CRF over the rows that are posts."""
+
+    def loss(params, statistics, batch, key):
+        (emissions, intermediates), statistics = _apply_in_training(model, params, statistics, batch, key)
+        likelihoods = crf.log_likelihood(emissions, batch["tags"], batch[model.tag_mask], intermediates["crf"])
+        rows = batch["row_mask"]
+        return -jnp.where(rows, likelihoods, 0).sum(), (rows.sum(), statistics)
+
+    return loss
+
+
+def classification_loss(model: TMRForRE) -> Loss:
+    """Eq. 11: the cross-entropy −Σ log softmax(logits)[relation] over the rows that are posts."""
+
+    def loss(params, statistics, batch, key):
+        (logits, _), statistics = _apply_in_training(model, params, statistics, batch, key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["relation"])
+        rows = batch["row_mask"]
+        return jnp.where(rows, losses, 0).sum(), (rows.sum(), statistics)
+
+    return loss
 
 
 def make_train_step(
-    model: TMRForNER, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int = 1
+    loss: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """``step(state, batch) -> (state, {"loss", "gradient_norm"})``; the state is donated.
 
     The loss is the mean over the posts of the whole batch, so that neither rows of padding nor the number of devices
     nor ``accumulate`` (parts of the batch whose gradients are added before the update) changes it.
     """
-
-    def objective(params, statistics, batch, key):
-        return _negative_log_likelihood(model, params, statistics, batch, key)
-
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch):
         # rbg: drawing bits for dropout by threefry takes a sizable share of a step on CPU.
         key = jax.random.fold_in(jax.random.key(state.seed, impl="rbg"), state.step)
         if accumulate == 1:
-            (loss, (count, statistics)), gradients = gradient(state.params, state.statistics, batch, key)
+            (total, (count, statistics)), gradients = gradient(state.params, state.statistics, batch, key)
         else:
             # Row r goes to part r mod accumulate: every part is spread over all devices, nothing moves.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
             def add(carry, part):
-                total, statistics = carry
+                sums, statistics = carry
                 index, rows = part
-                (loss, (count, statistics)), gradients = gradient(
+                (total, (count, statistics)), gradients = gradient(
                     state.params, statistics, rows, jax.random.fold_in(key, index)
                 )
-                return (jax.tree.map(jnp.add, total, (loss, count, gradients)), statistics), None
+                return (jax.tree.map(jnp.add, sums, (total, count, gradients)), statistics), None
 
             zero = (jnp.zeros(()), jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, state.params))
             carry = (zero, state.statistics)
-            ((loss, count, gradients), statistics), _ = jax.lax.scan(add, carry, (jnp.arange(accumulate), parts))
+            ((total, count, gradients), statistics), _ = jax.lax.scan(add, carry, (jnp.arange(accumulate), parts))
         scale = 1 / jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -183,7 +205,7 @@ def make_train_step(
             statistics=statistics,
             opt_state=opt_state,
         )
-        return new_state, {"loss": loss * scale, "gradient_norm": optax.tree.norm(gradients)}
+        return new_state, {"loss": total * scale, "gradient_norm": optax.tree.norm(gradients)}
 
     everywhere = replicated(mesh)
     return jax.jit(
@@ -203,10 +225,16 @@ def constrain(params: crf.CRFParams, tags: tuple[str, ...] | None) -> crf.CRFPar
     )
 
 
-def make_predict_step(
+def _compiled_on(mesh: Mesh, predict: Callable[[dict[str, Any], Batch], dict[str, jax.Array]]) -> Callable:
+    """Batches come split over the devices; what is predicted goes to every device of every process."""
+    everywhere = replicated(mesh)
+    return jax.jit(predict, in_shardings=(everywhere, split_rows(mesh)), out_shardings=everywhere)
+
+
+def make_tagging_step(
     model: TMRForNER, mesh: Mesh, *, tags: tuple[str, ...] | None
 ) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
-    """``predict(variables, batch) -> {"tags", "emissions", "crf"}``, on every device of every process.
+    """``predict(variables, batch) -> {"tags", "emissions", "mask", "crf"}``.
 
     ``tags`` names the tags, to decode under IOB2 constraints (ours: without them a linear-chain CRF may predict an
     entity without a beginning); None decodes without.
@@ -219,5 +247,14 @@ def make_predict_step(
         best, _ = crf.viterbi_decode(emissions, mask, params)
         return {"tags": best, "emissions": emissions, "mask": mask, "crf": params}
 
-    everywhere = replicated(mesh)
-    return jax.jit(predict, in_shardings=(everywhere, split_rows(mesh)), out_shardings=everywhere)
+    return _compiled_on(mesh, predict)
+
+
+def make_classification_step(model: TMRForRE, mesh: Mesh) -> Callable[[dict[str, Any], Batch], dict[str, jax.Array]]:
+    """``predict(variables, batch) -> {"probabilities" [B, R]}``, the softmax of Eq. 11."""
+
+    def predict(variables, batch):
+        logits, _ = model.apply(variables, batch, train=False)
+        return {"probabilities": jax.nn.softmax(logits)}
+
+    return _compiled_on(mesh, predict)

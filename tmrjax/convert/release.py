@@ -1,4 +1,4 @@
-"""The authors' released NER checkpoints (DESIGN.md R1 to R6) as a ``release`` model and its variables.
+"""The authors' released NER and RE checkpoints (DESIGN.md R1 to R7) as a ``release`` model and its variables.
 
 Sizes are read from the shapes of the arrays: the released state dict comes without a config.
 """
@@ -16,13 +16,15 @@ from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, re
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
-from tmrjax.models import NUM_REGIONS, TMRForNER
+from tmrjax.models import NUM_REGIONS, TMR, TMRForNER, TMRForRE
 from tmrjax.release import EXTENDED_SIZE
 
 RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name
 
-# Their linear layers beside ours.
-NER_LAYERS = {
+RE_PREFIX = "sentence_encoder."
+
+# Their linear layers beside ours: R1 to R4 in both tasks, then what reads them.
+FUSION_LAYERS = {
     "linear_pic": "release_fusion/visual_projection",
     **{
         f"linear_{letter}_{grain}": f"release_fusion/{role}_{grain}"
@@ -30,9 +32,16 @@ NER_LAYERS = {
         for grain in ("fine", "coarse")
     },
     "linear_extend_pic": "release_fusion/extend",
-    "combine_linear": "release_fusion/combination",
-    "fc": "emission",
 }
+NER_LAYERS = FUSION_LAYERS | {"combine_linear": "release_fusion/combination", "fc": "emission"}
+RE_LAYERS = {
+    **{RE_PREFIX + theirs: ours for theirs, ours in FUSION_LAYERS.items()},
+    f"{RE_PREFIX}linear_phrases": "release_fusion/phrase_projection",
+    f"{RE_PREFIX}linear_final": "release_fusion/combination",
+    "fc": "classifier",
+}
+# Layers that the released RE code makes and never calls (DESIGN.md section 2).
+RE_UNUSED = (r"linear\.(weight|bias)", rf"{re.escape(RE_PREFIX)}(linear|linear_weights)\.(weight|bias)")
 
 
 def bert_config_from_shapes(
@@ -112,42 +121,87 @@ def ner_from_release(
     """
     bert = bert_config_from_shapes(state_dict, "bert.", num_attention_heads)
     resnet = resnet_config_from_shapes(state_dict, RESNET_PREFIX)
-    for name in ("linear_extend_pic.weight", "linear_pic.weight", "fc.weight"):
-        if name not in state_dict:
-            raise ValueError(f"released state dict: {name} is missing, from which the model's size is read")
-    length, rest = divmod(len(state_dict["linear_extend_pic.weight"]), EXTENDED_SIZE)
+    length, rest = divmod(_rows(state_dict, "linear_extend_pic.weight"), EXTENDED_SIZE)
     if rest:
         raise ValueError(
             f"linear_extend_pic.weight has {len(state_dict['linear_extend_pic.weight'])} rows, which is no multiple of "
             f"{EXTENDED_SIZE}"
         )
     model = TMRForNER(
-        bert=bert, num_tags=len(state_dict["fc.weight"]), resnet=resnet, variant="release", release_length=length
+        bert=bert, num_tags=_rows(state_dict, "fc.weight"), resnet=resnet, variant="release", release_length=length
     )
-    table = _below(bert_table(bert), "bert.", "bert")
-    for theirs, ours in NER_LAYERS.items():
+    # pytorch-crf's transitions are from → to, like ours.
+    own = [
+        Entry(f"crf.{name}", f"params/crf/{name}") for name in ("transitions", "start_transitions", "end_transitions")
+    ]
+    return model, _fill_release(model, state_dict, NER_LAYERS, own, length=length, what="released NER state dict")
+
+
+def re_from_release(
+    state_dict: Mapping[str, np.ndarray], *, num_attention_heads: int | None = None
+) -> tuple[TMRForRE, dict[str, Any]]:
+    """The released RE model: ``model.apply(variables, batch, train=False)``.
+
+    Args:
+        state_dict: name → array; without ``sentence_encoder.model_resnet50.*`` the model takes feature maps only.
+            ``linear``, ``sentence_encoder.linear`` and ``sentence_encoder.linear_weights`` are dropped: unused there.
+        num_attention_heads: of BERT; hidden / 64 unless given.
+
+    Returns:
+        a ``release`` model of the sizes found, and its variables.
+
+    Raises:
+        ValueError: lists every missing, extra and misshaped name.
+    """
+    bert = bert_config_from_shapes(state_dict, f"{RE_PREFIX}bert.", num_attention_heads)
+    resnet = resnet_config_from_shapes(state_dict, RE_PREFIX + RESNET_PREFIX)
+    model = TMRForRE(bert=bert, num_relations=_rows(state_dict, "fc.weight"), resnet=resnet, variant="release")
+    what = "released RE state dict"
+    return model, _fill_release(model, state_dict, RE_LAYERS, [], prefix=RE_PREFIX, dropped=RE_UNUSED, what=what)
+
+
+def _rows(state_dict: Mapping[str, np.ndarray], name: str) -> int:
+    if name not in state_dict:
+        raise ValueError(f"released state dict: {name} is missing, from which the model's size is read")
+    return len(state_dict[name])
+
+
+def _fill_release(
+    model: TMR,
+    state_dict: Mapping[str, np.ndarray],
+    layers: Mapping[str, str],
+    table: list[Entry],
+    *,
+    what: str,
+    prefix: str = "",
+    length: int = 8,
+    dropped: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The variables: ``table`` and the linear ``layers``, with BERT and ResNet under ``prefix``."""
+    table = [*table, *_below(bert_table(model.bert), f"{prefix}bert.", "bert")]
+    for theirs, ours in layers.items():
         table += [
             Entry(f"{theirs}.weight", f"params/{ours}/kernel", LINEAR),
             Entry(f"{theirs}.bias", f"params/{ours}/bias"),
         ]
-    # pytorch-crf's transitions are from → to, like ours.
-    table += [
-        Entry(f"crf.{name}", f"params/crf/{name}") for name in ("transitions", "start_transitions", "end_transitions")
-    ]
-    dropped = [rf"bert\.{pattern}" for pattern in BERT_DROPPED]
-    if resnet is not None:
-        table += _below(resnet_table(resnet, names="torchvision"), RESNET_PREFIX, "picture_encoder/resnet")
-        dropped += [re.escape(RESNET_PREFIX) + pattern for pattern in RESNET_DROPPED]
-    shapes = shapes_of(model, _smallest_batch(model, state_dict["linear_pic.weight"].shape[1]), train=False)
-    return model, fill(state_dict, table, shapes, dropped=dropped, what="released NER state dict")
+    dropped = [*dropped, *(rf"{re.escape(prefix)}bert\.{pattern}" for pattern in BERT_DROPPED)]
+    if model.resnet is not None:
+        below = prefix + RESNET_PREFIX
+        table += _below(resnet_table(model.resnet, names="torchvision"), below, "picture_encoder/resnet")
+        dropped += [re.escape(below) + pattern for pattern in RESNET_DROPPED]
+    projection = f"{prefix}linear_pic.weight"
+    _rows(state_dict, projection)
+    shapes = shapes_of(model, _smallest_batch(model, length, state_dict[projection].shape[1]), train=False)
+    return fill(state_dict, table, shapes, dropped=dropped, what=what)
 
 
-def _smallest_batch(model: TMRForNER, feature_size: int) -> dict[str, Any]:
-    """One row with every key, to trace the model with."""
-    length = model.release_length
+def _smallest_batch(model: TMR, length: int, feature_size: int) -> dict[str, Any]:
+    """One row with every key of either task, to trace the model with."""
     batch: dict[str, Any] = {
         "input_ids": jnp.zeros((1, length), jnp.int32),
         "attention_mask": jnp.ones((1, length), bool),
+        "head_start": jnp.zeros(1, jnp.int32),
+        "tail_start": jnp.zeros(1, jnp.int32),
         "phrase_ids": jnp.zeros((1, 2), jnp.int32),
         "phrase_mask": jnp.ones((1, 2), bool),
     }

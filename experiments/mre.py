@@ -1,0 +1,17 @@
+"""Train TMR for relations, choose by dev F1, report test once.
+
+python experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=runs/demo/relations
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments import task
+
+if __name__ == "__main__":
+    task.define_flags()
+    app.run(task.main)

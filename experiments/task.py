@@ -1,0 +1,143 @@
+"""One experiment of either task, read from top to bottom: data, model, step, loop, test once.
+
+What a task is made of comes from its reader (:mod:`tmrjax.reader`); nothing here knows which one it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import building, running
+from experiments.loop import restore_best, train
+from tmrjax.checkpoints import package_versions
+from tmrjax.pipeline import Batches, BatchPlan, sample_fraction
+from tmrjax.records import Dataset, read_dataset
+from tmrjax.report import ablation_name, format_report, warnings_of
+from tmrjax.sharding import check_batch_size, make_mesh
+from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
+
+logger = logging.getLogger(__name__)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of a training command."""
+    running.define_flags()
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_) -> None:
+    """Flags in, report out."""
+    running.start()
+    run(FLAGS.config, Path(FLAGS.workdir))
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
+    # ---- data, mesh, model
+    if not config.data.root:
+        raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
+    dataset = read_dataset(config.data.root, on_error=config.data.on_error)
+    running.claim_workdir(workdir, config.to_dict() | {"dataset": running.dataset_meta(dataset)})
+    finished = workdir / "report.json"
+    if finished.exists():
+        report = json.loads(finished.read_text(encoding="utf-8"))
+        show(report, dataset)
+        return report
+    for mark in warnings_of(dataset.info):
+        logger.warning("%s", mark)
+    mesh = make_mesh(config.devices or None)
+    check_batch_size(config.batch_size, mesh, config.accumulate)
+    check_batch_size(config.eval_batch_size, mesh)
+    reader = building.build_reader(config, dataset)
+    model = reader.model
+    variables = building.initial_variables(config, dataset, reader)
+
+    # ---- input
+    records = sample_fraction(dataset.splits["train"], config.data.fraction, config.seed)
+    examples, dev = reader.encode(records), reader.encode(dataset.splits["dev"])
+    used = [*records, *dataset.splits["dev"], *dataset.splits["test"]]
+    pictures = running.picture_source(reader, dataset, used, variables, config.data)
+    lengths = [len(example.pieces.input_ids) for example in examples]
+    plan = BatchPlan(lengths, reader.buckets, config.batch_size, epochs=config.epochs, seed=config.seed)
+    batches = Batches(examples, plan, reader.collator(pictures), jax.process_index(), jax.process_count())
+
+    # ---- step
+    settings = OptimizerSettings(
+        len(plan), config.lr_encoder, config.lr_fusion, config.weight_decay, config.warmup, config.clip
+    )
+    optimizer = make_optimizer(settings, variables["params"], model.frozen)
+    step = make_train_step(reader.loss(), optimizer, mesh, accumulate=config.accumulate)
+    predict = reader.predict_step(mesh)
+
+    def evaluate(variables, examples=dev) -> dict[str, Any]:
+        return running.evaluate_split(reader, predict, variables, examples, pictures, mesh, config.eval_batch_size)
+
+    def evaluate_dev(variables) -> dict[str, float]:
+        scores = evaluate(variables)
+        return {name: scores[name] for name in ("precision", "recall", "f1")}
+
+    # ---- loop
+    meta = {
+        "config": json.loads(json.dumps(config.to_dict())),
+        "dataset": running.dataset_meta(dataset),
+        "versions": package_versions(),
+        **reader.to_meta(),
+    }
+    outcome = train(
+        workdir=workdir,
+        state=create_state(variables, optimizer, seed=config.seed),
+        step_function=step,
+        batches=batches,
+        evaluate=evaluate_dev,
+        meta=meta,
+        mesh=mesh,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+
+    # ---- test, once, with the best epoch on dev
+    best, _ = restore_best(workdir, mesh)
+    report = {
+        "task": config.task,
+        "variant": model.variant,
+        "ablation": ablation_name(model),
+        "dataset": dataset.info.name,
+        "data": meta["dataset"],
+        "leaky_phrases": dataset.info.leaky_phrases,
+        "seed": config.seed,
+        "best_epoch": outcome["best"]["epoch"],
+        "dev": {name: outcome["best"][name] for name in ("precision", "recall", "f1")},
+        "test": evaluate(best, reader.encode(dataset.splits["test"])),
+        "seconds_per_step": outcome["seconds_per_step"],
+        "compile_seconds": outcome["compile_seconds"],
+        "steps": outcome["steps"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "devices": mesh.size,
+        "platform": jax.default_backend(),
+        "versions": meta["versions"],
+    }
+    if jax.process_index() == 0:
+        running.write_json(finished, report)
+        show(report, dataset)
+    return report
+
+
+def show(report: dict[str, Any], dataset: Dataset) -> None:
+    """Print the report."""
+    title = (
+        f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, seed {report['seed']} "
+        f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
+    )
+    print(format_report(report["task"], report["test"], title, dataset.info), flush=True)

@@ -1,0 +1,220 @@
+"""A model with all it needs to read posts: labels, tokenizer, sizes. What training evaluates and prediction restores.
+
+One class per task: :class:`tmrjax.tagger.Tagger` and :class:`tmrjax.relation_classifier.RelationClassifier`.
+:meth:`Reader.to_meta` is the JSON object of a checkpoint, :meth:`Reader.from_meta` its inverse: evaluation and
+prediction read nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tmrjax.encoders.resnet import ResNetEncoder
+from tmrjax.examples import TextSettings
+from tmrjax.feature_cache import FeatureCache
+from tmrjax.models import TMR, model_from_dict, model_to_dict
+from tmrjax.pipeline import (
+    Batches,
+    BatchPlan,
+    Collator,
+    Example,
+    FeatureSource,
+    PictureSource,
+    PixelSource,
+    picture_requests,
+)
+from tmrjax.records import Record
+from tmrjax.sharding import shard_batch
+from tmrjax.tokenizers import tokenizer_from_json, tokenizer_to_json
+from tmrjax.train import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSettings:
+    """Pixels of a picture: short side to ``resize``, centre crop to ``size``; regions are cropped, then ``size``²."""
+
+    size: int = 224
+    resize: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """See the module. The methods that raise NotImplementedError here are the task's.
+
+    Attributes:
+        model: without weights.
+        labels: entity types or relations, in the order of ``dataset.json``.
+        tokenizer: a fast tokenizer of transformers.
+        text, pictures: how a post is turned into arrays.
+        buckets: lengths in word pieces that batches are padded to; each is compiled once.
+    """
+
+    model: TMR
+    labels: tuple[str, ...]
+    tokenizer: Any
+    text: TextSettings
+    pictures: PictureSettings
+    buckets: tuple[int, ...]
+
+    task: ClassVar[str]
+    example_kind: ClassVar[type]
+
+    def __post_init__(self):
+        if max(self.buckets) < self.text.max_pieces:
+            raise ValueError(f"the longest bucket {max(self.buckets)} is below max_pieces {self.text.max_pieces}")
+
+    # ------------------------------------------------------------------ the task's
+
+    def encode(self, records: Sequence[Record]) -> list[Example]:
+        """Records as integers."""
+        raise NotImplementedError
+
+    def loss(self) -> Loss:
+        """What training minimises."""
+        raise NotImplementedError
+
+    def predict_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
+        """The compiled step for :meth:`predict`; make it once and reuse it."""
+        raise NotImplementedError
+
+    def report(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
+        """Scores of predictions against the records' labels."""
+        raise NotImplementedError
+
+    def _decode(self, output: Any, rows: Mapping[int, Example], *, probabilities: bool) -> dict[int, Any]:
+        """Predictions of the rows of one batch from the step's output."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON, the tokenizer included."""
+        return {
+            "task": self.task,
+            "model": model_to_dict(self.model),
+            "labels": list(self.labels),
+            "tokenizer": tokenizer_to_json(self.tokenizer),
+            "text": dataclasses.asdict(self.text),
+            "pictures": dataclasses.asdict(self.pictures),
+            "buckets": list(self.buckets),
+        }
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], **fields: Any) -> Reader:
+        """The reader of a checkpoint's JSON; ``fields`` are those of a subclass."""
+        return cls(
+            model=model_from_dict(cls.task, meta["model"]),
+            labels=tuple(meta["labels"]),
+            tokenizer=tokenizer_from_json(meta["tokenizer"]),
+            text=TextSettings(**meta["text"]),
+            pictures=PictureSettings(**meta["pictures"]),
+            buckets=tuple(meta["buckets"]),
+            **fields,
+        )
+
+    # ------------------------------------------------------------------ data
+
+    def collator(self, pictures: PictureSource | None) -> Collator:
+        """Makes batches of this reader's examples."""
+        return Collator(self.example_kind, self.text, pictures)
+
+    def pixels(self, root: Path) -> PictureSource | None:
+        """Pictures below ``root`` as pixels; None for a model that reads text only."""
+        if not self.model.prefixes:
+            return None
+        if self.model.resnet is None:
+            raise ValueError(
+                "this model has no ResNet, so it cannot read pictures: hand it feature maps through model.apply, or "
+                "convert a state dict that holds one"
+            )
+        return PixelSource(root, self.model.prefixes, size=self.pictures.size, resize=self.pictures.resize)
+
+    def features(
+        self,
+        root: Path,
+        records: Sequence[Record],
+        variables: Mapping[str, Any],
+        directory: Path,
+        *,
+        dtype: str = "float32",
+        progress: bool = True,
+    ) -> PictureSource | None:
+        """Pictures below ``root`` as maps of the frozen ResNet, computed once and kept in ``directory``."""
+        if not self.model.prefixes:
+            return None
+        resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in ("params", "batch_stats")}
+        module = ResNetEncoder(self.model.resnet, self.model.dtype)
+
+        @jax.jit
+        def encode(pixels):
+            maps, _ = module.apply(resnet, pixels, train=False)
+            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
+
+        cache = FeatureCache.build(
+            directory,
+            picture_requests(records, root, self.model.prefixes),
+            lambda pixels: np.asarray(encode(pixels)),
+            weights_hash=tree_hash(resnet),
+            size=self.pictures.size,
+            resize=self.pictures.resize,
+            dtype=dtype,
+            progress=progress,
+        )
+        return FeatureSource(root, self.model.prefixes, cache)
+
+    def dummy_batch(self) -> dict[str, np.ndarray]:
+        """One row with every key in its right shape, pictures as pixels: to initialise or trace the model with."""
+        length = min(self.buckets)
+        source = self.pixels(Path())
+        batch = self.collator(source)([None], length)
+        filled = {name: np.ones_like(rows) for name, rows in batch.items() if name.endswith("mask")}
+        return batch | filled
+
+    # ------------------------------------------------------------------ prediction
+
+    def predict(
+        self,
+        step: Callable,
+        variables: Mapping[str, Any],
+        examples: Sequence[Example],
+        pictures: PictureSource | None,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        probabilities: bool = False,
+        progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
+    ) -> list[Any]:
+        """Read posts in the order of ``examples``; no post is dropped, whatever the batch size is.
+
+        ``progress`` wraps the iterator of batches, given their number.
+        """
+        if not examples:
+            return []
+        plan = BatchPlan([len(example.pieces.input_ids) for example in examples], self.buckets, batch_size)
+        batches = Batches(examples, plan, self.collator(pictures), jax.process_index(), jax.process_count())
+        results: list[Any] = [None] * len(examples)
+        for indices, batch in progress(batches.iterate(), len(batches)):
+            output = step(variables, shard_batch(batch, mesh))
+            rows = {row: examples[index] for row, index in enumerate(indices) if index >= 0}
+            for row, prediction in self._decode(output, rows, probabilities=probabilities).items():
+                results[indices[row]] = prediction
+        return results
+
+
+def tree_hash(tree: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and values of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
