@@ -235,7 +235,7 @@ def _describe(
 
 def _long_texts(pool: Pool, folder: Path) -> dict[str, int]:
     """Pairs per source whose text has more than MAX_PIECES word pieces; the estimator cuts them."""
-    from tmrjax.tagger import load_tokenizer
+    from tmrjax.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     counts: dict[str, int] = {name: 0 for (name,) in pool.database.execute("SELECT name FROM sources")}
