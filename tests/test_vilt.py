@@ -101,8 +101,11 @@ def compare_with_torch(config: ViltConfig, length: int, seed: int, tolerance: fl
     ("changes", "seed"),
     [
         ({}, 0),
-        ({"hidden_act": "relu", "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4}, 1),
-        ({"layer_norm_eps": 1e-2, "num_hidden_layers": 1, "num_channels": 1, "intermediate_size": 7}, 2),
+        (
+            {"hidden_act": "relu", "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 4}
+            | {"layer_norm_eps": 1e-2, "num_channels": 1, "intermediate_size": 7},
+            1,
+        ),
     ],
 )
 def test_states_and_gradients_equal_torch_on_padded_pictures_of_all_sizes(changes, seed):
