@@ -66,9 +66,8 @@ NOTES = (
 
 def caption(scene: str, generator: np.random.Generator) -> str:
     """A sentence that names what is shown."""
-    words = _pick(generator, CAPTIONS).format(
-        word=_context_word(scene, generator), adjective=_pick(generator, ADJECTIVES)
-    )
+    word, second = _context_word(scene, generator), _context_word(scene, generator)
+    words = _pick(generator, CAPTIONS).format(word=word, second=second, adjective=_pick(generator, ADJECTIVES))
     if generator.random() < NAME_SHARE:
         words += f" in {' '.join(_pick(generator, NAMES))}"
     return f"{words} ."

@@ -44,11 +44,9 @@ def workdirs(tmp_path_factory):
     )
     initialise = jax.jit(functools.partial(estimator.model.init, train=False))
     for seed in (0, 1):
+        variables = initialise(jax.random.key(seed), estimator.dummy_batch())
         # large weights, so that the scores of different pairs differ
-        variables = jax.tree.map(
-            lambda leaf: np.asarray(leaf) * 5,
-            estimator.model.init(jax.random.key(seed), estimator.dummy_batch(), train=False),
-        )
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf) * 5, variables)
         meta = estimator.to_meta() | {"best": {"step": 7}, "dataset": {"name": "tiny corpus"}}
         CheckpointStore(root / str(seed) / BEST).save(7, variables, meta)
     return root / "0", root / "1"
@@ -84,6 +82,11 @@ def scored(workdirs, tmp_path_factory):
     return score_divergence(root, workdirs[0], batch_size=8, selection=QUIET)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, batch):
+    return model.apply(variables, batch, train=False)
+
+
 def direct(workdir, record, path, root):
     """The estimator on one pair alone, unpadded: softmax in float64."""
     estimator, variables, _ = Estimator.load(workdir)
@@ -95,7 +98,7 @@ def direct(workdir, record, path, root):
         "pixel_values": pixels,
         "pixel_mask": np.ones(pixels.shape[:3], bool),
     }
-    logits = np.asarray(estimator.model.apply(variables, batch, train=False)[0][0], np.float64)
+    logits = np.asarray(apply(estimator.model, variables, batch)[0][0], np.float64)
     return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 
 
@@ -106,11 +109,11 @@ def test_scores_are_those_of_the_pair_alone_and_null_without_a_picture(scored, w
         slots = ((record.scores, record.image), (record.generated_scores, record.generated and record.generated.image))
         for scores, path in slots:
             assert (scores is None) == (path is None)
-            if path is not None and int(record.id) < 8:
+            if path is not None and int(record.id) < 5:
                 np.testing.assert_allclose(scores, direct(workdirs[0], record, path, scored.root), atol=2e-5)
             if scores is not None:
                 found.append(scores)
-    assert np.std(found, 0).max() > 0.05  # or the comparison says nothing
+    assert np.std(found, 0).max() > 0.02  # or the comparison says nothing
     manifest = scored.info.stages[NAME]
     assert manifest["counts"]["without a picture"] == 4 and manifest["counts"]["without a generated picture"] == 3
     assert manifest["counts"]["texts that are cut"] == sum(len(record.tokens) > 6 for record in records)
