@@ -45,7 +45,7 @@ CAPTIONS = (
     "a view of the {word} with some {adjective} stones",
     "two {adjective} stones lie next to the {word}",
     "this is what the {word} looks like on a {adjective} day",
-    "close to the camera there is a {adjective} {word}",
+    "right before us there is a {adjective} {word}",
     "a {adjective} {word} and a {second}",
     "the {word} , the {second} and some {adjective} stones",
     "someone took a {adjective} photo of the {word} next to the {second}",
