@@ -127,8 +127,10 @@ def _remove_pool(out: Path) -> None:
 def _fill(pool: Pool, part: Part, options: Options) -> None:
     counts = split_counts(options)
     label = CLASSES.index(part.role) if part.role in CLASSES else None
+    # A source in random order is read until it gave enough; of another the beginning would be no fair sample.
+    stops = label is not None and part.source.shuffled
     splits = ("train", "dev", "test") if part.domain == IN_DOMAIN else ("test_out_of_domain",)
-    wanted = sum(counts[split][label] for split in splits if split in counts) if label is not None else sys.maxsize
+    wanted = sum(counts[split][label] for split in splits if split in counts) if stops else sys.maxsize
     with _bar(options, f"read {part.source.name}", None) as bar:
         pool.fill(
             part.number, part.source, part.rules, wanted=wanted, limit=options.limit, seed=options.seed,
@@ -233,7 +235,7 @@ def _describe(
 
 def _long_texts(pool: Pool, folder: Path) -> dict[str, int]:
     """Pairs per source whose text has more than MAX_PIECES word pieces; the estimator cuts them."""
-    from tmrjax.tagger import load_tokenizer
+    from tmrjax.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     counts: dict[str, int] = {name: 0 for (name,) in pool.database.execute("SELECT name FROM sources")}

@@ -23,17 +23,18 @@ DEFAULT_COUNTS = Counts(weaken=200_000, complement=100_000, strengthen=100_000)
 class Options:
     """What to build; the fields are the command's flags.
 
-    strengthen ... labelled: sources as ``NAME=PATH``. counts: weaken, complement, strengthen of train; dev, test,
-    out_of_domain: shares of it. exclude, only: ``NAME:COLUMN=VALUE``; apart: ``NAME:COLUMN``. limit: items read of
-    each source. tokenizer: a folder with vocab.txt, to count texts over MAX_PIECES.
+    strengthen ... labelled: sources as ``NAME=PATH``, or as a :class:`data_prep.corpus_sources.Source`. counts: most
+    pairs of train; dev, test, out_of_domain: shares of it. exclude, only: ``NAME:COLUMN=VALUE``; apart:
+    ``NAME:COLUMN``. limit: items read of each source. tokenizer: a folder with vocab.txt, to count texts over
+    MAX_PIECES.
     """
 
     out: Path
-    strengthen: tuple[str, ...] = ()
-    complement: tuple[str, ...] = ()
-    out_of_domain_strengthen: tuple[str, ...] = ()
-    out_of_domain_complement: tuple[str, ...] = ()
-    out_of_domain_labelled: tuple[str, ...] = ()
+    strengthen: tuple[str | Source, ...] = ()
+    complement: tuple[str | Source, ...] = ()
+    out_of_domain_strengthen: tuple[str | Source, ...] = ()
+    out_of_domain_complement: tuple[str | Source, ...] = ()
+    out_of_domain_labelled: tuple[str | Source, ...] = ()
     counts: Counts = DEFAULT_COUNTS
     dev: float = 0.02
     test: float = 0.05
@@ -77,7 +78,11 @@ def resolve(options: Options) -> list[Part]:
         ("complement", OUT_OF_DOMAIN, options.out_of_domain_complement),
         (LABELLED, OUT_OF_DOMAIN, options.out_of_domain_labelled),
     )
-    listed = [(role, domain, open_source(spec, seed=options.seed)) for role, domain, specs in roles for spec in specs]
+    listed = [
+        (role, domain, open_source(source, seed=options.seed) if isinstance(source, str) else source)
+        for role, domain, sources in roles
+        for source in sources
+    ]
     names = [source.name for *_, source in listed]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -195,16 +195,19 @@ class Pool:
                 room = CHUNK if limit is None else min(CHUNK, limit - position)
                 chunk = list(islice(items, room))
                 prepared = list(executor.map(prepare, chunk))
-                position += len(chunk)
+                begin = position
                 with self.database:
                     self.database.execute("BEGIN IMMEDIATE")
                     for item, result in zip(chunk, prepared, strict=True):
                         accepted += self._add(number, item, result, rules, seed, on_error)
+                        position += 1
+                        if accepted >= wanted:
+                            break
                     done = len(chunk) < CHUNK or accepted >= wanted
                     self.database.execute(
                         "UPDATE sources SET position = ?, done = ? WHERE number = ?", (position, int(done), number)
                     )
-                progress(len(chunk))
+                progress(position - begin)
 
     def _add(self, number: int, item: Item, result: Prepared, rules: Rules, seed: int, on_error: str) -> bool:
         """Whether the item's picture went into the pool."""

@@ -20,7 +20,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -57,9 +57,10 @@ class Item:
 
 
 class Source(Protocol):
-    """A stream of items."""
+    """A stream of items. shuffled: its order is random, so its beginning is a fair sample of the whole."""
 
     name: str
+    shuffled: bool
 
     def describe(self) -> dict[str, Any]:
         """What `corpus.json` says of the source."""
@@ -115,6 +116,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 class JsonlSource:
     """Lines {"image": path relative to the file, "captions": [...] or "caption": "...", ...}; label: one of CLASSES."""
 
+    shuffled: ClassVar[bool] = False
     name: str
     path: Path
 
@@ -162,6 +164,7 @@ class JsonlSource:
 class FolderSource:
     """Pictures with their captions, one a line, in a text file of the same name. Names are held in memory."""
 
+    shuffled: ClassVar[bool] = False
     name: str
     root: Path
     files: tuple[str, ...]
@@ -196,6 +199,7 @@ class TarSource:
     order drawn by the seed, so that the first pictures are no particular ones.
     """
 
+    shuffled: ClassVar[bool] = True
     name: str
     files: tuple[Path, ...]
     seed: int
@@ -217,6 +221,10 @@ class TarSource:
                         if position >= start:
                             yield self._item(shard, path, key, members)
                         position += 1
+                with open(path, "rb") as file:  # tarfile takes a file that was cut off between members for a whole one
+                    file.seek(-1024, os.SEEK_END)
+                    if any(file.read()):
+                        raise tarfile.ReadError("no mark of its end: it was cut off")
             except (tarfile.TarError, OSError) as error:
                 if position >= start:
                     fault = DataError(path, f"a damaged shard ({error})", "a whole tar file", "Download it again.")
@@ -265,6 +273,7 @@ class TfdsSource:
     The picture is the feature "image", the texts "captions"/"text" or "caption"; scalar features are columns.
     """
 
+    shuffled: ClassVar[bool] = True
     name: str
     root: Path
 

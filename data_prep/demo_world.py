@@ -111,7 +111,7 @@ class World:
 
     def _without_entity(self, identifier: str, generator: np.random.Generator) -> Post:
         words = [(word, "O") for word in _pick(generator, NO_ENTITY).split()]
-        tokens, tags = zip(*_decorate(words, generator), strict=True)
+        tokens, tags = zip(*decorate(words, generator), strict=True)
         return Post(identifier, tokens, tags, (), None, None, None, False, False, False, None)
 
     def _with_name(
@@ -123,25 +123,25 @@ class World:
         noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
         misspelt = hint is not None and generator.random() < MISSPELT_SHARE
         if misspelt:
-            noun = _misspell(hint, generator)
+            noun = misspell(hint, generator)
         form = generator.random()
         spelling = [word.lower() if form < 0.1 else word.upper() if form < 0.15 else word for word in name]
         named = [(word, f"{'B' if position == 0 else 'I'}-{entity_type}") for position, word in enumerate(spelling)]
         if generator.random() < 0.75:
-            words_and_tags = [*_plain(_pick(generator, OPENERS)), *named, *_plain(_pick(generator, LINKS)), (noun, "O")]
+            words_and_tags = [*plain(_pick(generator, OPENERS)), *named, *plain(_pick(generator, LINKS)), (noun, "O")]
         else:
-            words_and_tags = [*_plain(f"the {noun} :"), *_plain(_pick(generator, OPENERS)), *named]
+            words_and_tags = [*plain(f"the {noun} :"), *plain(_pick(generator, OPENERS)), *named]
         phrases = [" ".join(spelling).lower(), f"the {noun}"]
         second = None
         if generator.random() < SECOND_ENTITY_SHARE:
             second = _pick(generator, ENTITY_TYPES)
             before, after = _pick(generator, MARKED_FORMS[second])
             marked = [word for word in (before, _pick(generator, SURNAMES), after) if word]
-            words_and_tags += _plain(_pick(generator, SECOND_LINKS[second]))
+            words_and_tags += plain(_pick(generator, SECOND_LINKS[second]))
             words_and_tags += [(word, f"{'I' if position else 'B'}-{second}") for position, word in enumerate(marked)]
             phrases.append(" ".join(marked).lower())
-        words_and_tags += _plain(_pick(generator, CLOSERS))
-        tokens, tags = zip(*_decorate(words_and_tags, generator), strict=True)
+        words_and_tags += plain(_pick(generator, CLOSERS))
+        tokens, tags = zip(*decorate(words_and_tags, generator), strict=True)
         if generator.random() < 0.02:
             phrases = []  # as where a parser finds none
         return Post(
@@ -198,17 +198,18 @@ def _pick(generator: np.random.Generator, choices):
     return choices[int(generator.integers(len(choices)))]
 
 
-def _misspell(word: str, generator: np.random.Generator) -> str:
+def misspell(word: str, generator: np.random.Generator) -> str:
     """The word without one of its first letters, or with it doubled where the word is short."""
     position = 1 + int(generator.integers(2))
     return word[:position] + (word[position] if len(word) < 5 else "") + word[position + (len(word) >= 5) :]
 
 
-def _plain(text: str) -> list[tuple[str, str]]:
+def plain(text: str) -> list[tuple[str, str]]:
+    """Words that belong to no entity, with their tags."""
     return [(word, "O") for word in text.split()]
 
 
-def _decorate(words: list[tuple[str, str]], generator: np.random.Generator) -> list[tuple[str, str]]:
+def decorate(words: list[tuple[str, str]], generator: np.random.Generator) -> list[tuple[str, str]]:
     """Adds what posts carry beside their sentence, within the length limits: users, hash tags, links, emoji."""
     shortest, longest = LENGTHS
     words = list(words)

@@ -17,7 +17,6 @@ from tmrjax.corpus import CorpusSplit, Pair
 from tmrjax.images import decode_picture
 from tmrjax.pair_pictures import (
     PairPictureSettings,
-    Size,
     default_buckets,
     estimator_pixels,
     pad_pictures,
@@ -120,6 +119,27 @@ def plan_pairs(
     return BatchPlan(sizes, pair_buckets(texts, pictures), batch_size, epochs=epochs, seed=seed), lengths
 
 
+def collate_inputs(
+    texts: Sequence[Sequence[int] | None], pictures: Sequence[np.ndarray | None], bucket: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
+    """What the estimator reads of one batch: word pieces of :func:`encode_text`, pixels of :func:`estimator_pixels`.
+
+    input_ids, attention_mask [B, T], pixel_values [B, H, W, 3], pixel_mask [B, H, W] with the shape (T, H, W) of
+    `bucket`; None is a row of padding, with every mask False.
+    """
+    length, height, width = bucket
+    batch = {
+        "input_ids": np.zeros((len(texts), length), np.int32),
+        "attention_mask": np.zeros((len(texts), length), bool),
+    }
+    for row, ids in enumerate(texts):
+        if ids is not None:
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["attention_mask"][row, : len(ids)] = True
+    batch["pixel_values"], batch["pixel_mask"] = pad_pictures(pictures, (height, width))
+    return batch
+
+
 def collate_pairs(
     pairs: Sequence[Pair | None],
     bucket: tuple[int, int, int],
@@ -130,37 +150,20 @@ def collate_pairs(
 ) -> dict[str, np.ndarray]:
     """One batch under the keys of DESIGN.md §3; None is a row of padding, with every mask False.
 
-    input_ids, attention_mask [B, T], pixel_values [B, H, W, 3], pixel_mask [B, H, W], labels [B] (0 where padded),
-    sources [B] (position in `source_names`, -1 where padded or not among them), row_mask [B]. Raises
-    :class:`tmrjax.images.PictureError` naming the pair.
+    The arrays of :func:`collate_inputs`, and labels [B] (0 where padded), sources [B] (position in `source_names`, -1
+    where padded or not among them), row_mask [B]. Raises :class:`tmrjax.images.PictureError` naming the pair.
     """
-    length, *size = bucket
-    rows = len(pairs)
     known = {name: number for number, name in enumerate(source_names)}
-    batch = {
-        "input_ids": np.zeros((rows, length), np.int32),
-        "attention_mask": np.zeros((rows, length), bool),
-        "labels": np.zeros(rows, np.int32),
-        "sources": np.full(rows, -1, np.int32),
+    encoded, loaded = [], []
+    for pair in pairs:
+        encoded.append(None if pair is None else encode_text(tokenizer, pair.text, texts))
+        picture = None if pair is None else decode_picture(pair.image, f"picture of the pair {pair.id}")
+        loaded.append(None if picture is None else estimator_pixels(picture, pictures))
+    return collate_inputs(encoded, loaded, bucket) | {
+        "labels": np.array([0 if pair is None else pair.label for pair in pairs], np.int32),
+        "sources": np.array([-1 if pair is None else known.get(pair.source, -1) for pair in pairs], np.int32),
         "row_mask": np.array([pair is not None for pair in pairs]),
     }
-    loaded: list[np.ndarray | None] = [None] * rows
-    for row, pair in enumerate(pairs):
-        if pair is None:
-            continue
-        ids = encode_text(tokenizer, pair.text, texts)
-        batch["input_ids"][row, : len(ids)] = ids
-        batch["attention_mask"][row, : len(ids)] = True
-        batch["labels"][row] = pair.label
-        batch["sources"][row] = known.get(pair.source, -1)
-        loaded[row] = estimator_pixels(decode_picture(pair.image, f"picture of the pair {pair.id}"), pictures)
-    batch["pixel_values"], batch["pixel_mask"] = pad_pictures(loaded, _as_size(size))
-    return batch
-
-
-def _as_size(size: Sequence[int]) -> Size:
-    height, width = size
-    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
