@@ -18,13 +18,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import filecmp
-import os
-import shutil
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -32,26 +27,13 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import release_files
-from data_prep.release_files import find_file
-from tmrjax import __version__
-from tmrjax.files import DataError, jsonl_bytes, read_bytes, sha256, write_atomic
-from tmrjax.images import load_picture
-from tmrjax.records import (
-    SKIPPED_FILE,
-    Dataset,
-    DatasetInfo,
-    Generated,
-    Record,
-    Skipped,
-    completeness_table,
-    read_dataset,
-    write_dataset,
-)
+from data_prep.importing import RELEASED_SPLITS, Import, find_pictures, import_table
+from tmrjax.files import DataError
+from tmrjax.records import SKIPPED_FILE, Dataset, DatasetInfo, Generated, Record
 
+TOOL = "import_twitter"
 LABELS = ("PER", "LOC", "ORG", "MISC")
 RENAMED_TAGS = {"B-OTHER": "B-MISC", "I-OTHER": "I-MISC"}
-RELEASED_SPLITS = {"train": "train", "dev": "val", "test": "test"}  # ours -> the release's
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,34 +54,13 @@ class Options:
     progress: bool = True
 
 
-class _Import:
-    """One run: its options, what it counts, the faults it met."""
-
+class _Import(Import):
     def __init__(self, options: Options):
-        self.options = options
-        self.counts: dict[str, dict[str, int]] = {split: defaultdict(int) for split in RELEASED_SPLITS}
-        self.sources: dict[str, str] = {}
-        self.skipped: list[Skipped] = []
-        self.dropped: set[str] = set()
+        choices = ("released", "none")
+        allowed = {"phrases": choices, "generated_boxes": choices, "pictures": ("optional", "require")}
+        super().__init__(options, allowed | {"on_error": ("raise", "skip")})
         self.seen: dict[str, str] = {}
         self.info = DatasetInfo("", "ner", LABELS)
-
-    def source(self, names: tuple[str, ...], option: str) -> Path:
-        path = find_file(self.options.source, names, option)
-        self.sources[path.name] = sha256(read_bytes(path))
-        return path
-
-    def fault(self, path: Path):
-        """What to do with a faulty line of `path`: raise, or drop the tweet it belongs to and list it."""
-
-        def handle(error: DataError, line: int, identifier: str | None) -> None:
-            if self.options.on_error == "raise":
-                raise error
-            self.skipped.append(Skipped(path.name, line, identifier, str(error)))
-            if identifier is not None:
-                self.dropped.add(identifier)
-
-        return handle
 
     def split(self, split: str, pictures: dict[str, Path], generated: dict[str, Path]) -> list[Record]:
         released, options, counts = RELEASED_SPLITS[split], self.options, self.counts[split]
@@ -128,8 +89,8 @@ class _Import:
                         f"one in {options.images}",
                         "Add it, or use --pictures=optional.",
                     )
-                image = self._place(pictures.get(tweet.id), "images", where)
-                drawn = self._place(generated.get(tweet.id), "generated", where)
+                image = self.place(pictures.get(tweet.id), "images", where)
+                drawn = self.place(generated.get(tweet.id), "generated", where)
             except DataError as error:
                 self.fault(text)(error, tweet.line, tweet.id)
                 continue
@@ -207,112 +168,21 @@ class _Import:
         )
         return read.boxes
 
-    def _place(self, picture: Path | None, folder: str, where: str) -> str | None:
-        """Checks that the picture can be read and puts it into the data set; an older copy that is equal stays."""
-        if picture is None:
-            return None
-        try:
-            load_picture(picture)
-        except DataError as error:
-            raise DataError(where, str(error), "a picture that can be read", "Replace or remove it.") from error
-        target = self.options.out / folder / picture.name
-        if not (target.exists() and filecmp.cmp(picture, target, shallow=False)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}")
-            temporary.unlink(missing_ok=True)
-            if self.options.link:
-                os.link(picture.resolve(), temporary)
-            else:
-                shutil.copyfile(picture, temporary)
-            os.replace(temporary, target)
-        return f"{folder}/{picture.name}"
-
     def leak(self) -> bool:
         return any(counts["phrase words that the tweet does not have"] for counts in self.counts.values())
 
 
 def import_twitter(options: Options) -> Dataset:
     """Imports one released data set (see the module's docstring) and reads it back. Raises :class:`DataError`."""
-    for name, allowed in (
-        ("phrases", ("released", "none")),
-        ("generated_boxes", ("released", "none")),
-        ("pictures", ("optional", "require")),
-        ("on_error", ("raise", "skip")),
-    ):
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(options, name)!r}; expected one of {allowed}")
-    if not options.source.is_dir():
-        raise DataError(options.source, "no such folder", "a released twitter2015 or twitter2017", "Correct --source.")
-    options.out.mkdir(parents=True, exist_ok=True)
     run = _Import(options)
-    pictures, generated = _pictures(options.images, "--images"), _pictures(options.generated, "--generated")
+    pictures, generated = find_pictures(options.images, "--images"), find_pictures(options.generated, "--generated")
     splits = {split: run.split(split, pictures, generated) for split in RELEASED_SPLITS}
     known = {record.id for records in splits.values() for record in records}
     for name, found in (("pictures", pictures), ("generated pictures", generated)):
         run.counts["train"][f"{name} of no tweet of any split (left out)"] = len(found.keys() - known)
-    stage: dict[str, Any] = {
-        "tool": "data_prep/import_twitter.py",
-        "version": __version__,
-        "options": {
-            name: value.resolve().name if isinstance(value, Path) else value  # a machine's paths mean nothing elsewhere
-            for name, value in dataclasses.asdict(options).items()
-            if name not in ("out", "progress")
-        },
-        "sources": run.sources,
-        "counts": {split: dict(counts) for split, counts in run.counts.items()},
-        "skipped": len(run.skipped),
-        "equal_texts": _equal_texts(splits),
-    }
-    info = dataclasses.replace(
-        run.info,
-        name=options.name or options.source.resolve().name,
-        leaky_phrases=run.leak(),
-        stages={"import_twitter": stage},
-    )
-    if run.skipped or (options.out / SKIPPED_FILE).exists():
-        write_atomic(options.out / SKIPPED_FILE, jsonl_bytes(dataclasses.asdict(item) for item in run.skipped))
-    write_dataset(options.out, info, splits)
-    return dataclasses.replace(read_dataset(options.out), skipped=tuple(run.skipped))
-
-
-def _pictures(folder: Path | None, option: str) -> dict[str, Path]:
-    """Pictures of a folder by id; raises :class:`DataError` for a missing folder or two files of one id."""
-    if folder is None:
-        return {}
-    if not folder.is_dir():
-        raise DataError(folder, "no such folder", "a folder of pictures named <id>.jpg", f"Correct {option}.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURE_SUFFIXES:
-            if path.stem in found:
-                raise DataError(path, f"a second picture of {path.stem}", f"only {found[path.stem].name}", "Keep one.")
-            found[path.stem] = path
-    return found
-
-
-def _equal_texts(splits: dict[str, list[Record]]) -> list[list[str]]:
-    """Groups of tweets with the same words, as "split:id": where they cross splits, test is not unseen."""
-    groups = defaultdict(list)
-    for split, records in splits.items():
-        for record in records:
-            groups[record.tokens].append(f"{split}:{record.id}")
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def import_table(dataset: Dataset) -> str:
-    """The completeness table, then what the import met, one column per split."""
-    stage = dataset.info.stages["import_twitter"]
-    rows = list(dict.fromkeys(name for counts in stage["counts"].values() for name in counts))
-    lines = [completeness_table(dataset), "met on the way:"]
-    for row in rows:
-        values = (counts.get(row, 0) for counts in stage["counts"].values())
-        lines.append(f"  {row:60s}" + "".join(f"{value:8d}" for value in values))
-    groups = stage["equal_texts"]
-    crossing = sum(len({item.split(":")[0] for item in group}) > 1 for group in groups)
-    lines.append(
-        f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
-    )
-    return "\n".join(lines)
+    name = options.name or options.source.resolve().name
+    info = dataclasses.replace(run.info, name=name, leaky_phrases=run.leak())
+    return run.finish(TOOL, info, splits)
 
 
 def main() -> None:
@@ -337,7 +207,7 @@ def main() -> None:
         dataset = import_twitter(Options(**vars(parser.parse_args())))
     except (DataError, OSError) as error:
         sys.exit(f"import_twitter: {error}")
-    print(import_table(dataset))
+    print(import_table(dataset, TOOL))
     print(f"written to {dataset.root}")
 
 

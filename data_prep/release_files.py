@@ -6,15 +6,16 @@ Each reader knows one format and its anomalies and says what it met; nothing is 
 
 from __future__ import annotations
 
+import ast
 import math
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError, parse_json, read_bytes
-from tmrjax.record_schema import NO_RELATION
+from tmrjax.record_schema import NO_RELATION, RecordChecker
 
 GENERATED_SIZE = 768  # pixels, width and height of the pictures that the released boxes belong to
 # What the release wrote for a tweet in which it found no noun phrase. It is the same for every such tweet.
@@ -93,28 +94,43 @@ def read_scores(path: Path, fault: Fault) -> dict[str, float]:
     """Divergence scores by id from lines `<id>.jpg<TAB>number` in any order; faulty lines go to `fault`."""
     scores: dict[str, float] = {}
     faulty: set[str] = set()
-    for number, raw in enumerate(read_bytes(path).decode("utf-8", errors="replace").split("\n"), start=1):
-        if not raw:
-            continue
-        key, _, text = raw.partition("\t")
-        identifier = key.removesuffix(".jpg")
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if key == identifier or not 0 <= value <= 1 or identifier in scores:
-            found = f"a second score of {key}" if identifier in scores else repr(raw)
-            error = DataError(
-                f"{path}:{number}",
-                found,
-                "'<id>.jpg<TAB>number in [0, 1]', once per tweet",
-                "Correct the line, or use --no-scores.",
-            )
+    for number, identifier, value, raw in _score_lines(path):
+        if value is None or identifier in scores:
+            found = f"a second score of {identifier}" if value is not None else repr(raw)
+            expected = "'<id>.jpg<TAB>number in [0, 1]', once per tweet"
+            error = DataError(f"{path}:{number}", found, expected, "Correct the line, or use --no-scores.")
             faulty.add(identifier)
             fault(error, number, identifier)
             continue
         scores[identifier] = value
     return {identifier: value for identifier, value in scores.items() if identifier not in faulty}
+
+
+def read_score_lists(path: Path) -> dict[str, list[float]]:
+    """All scores of each picture, in the order of the lines `<name>.jpg<TAB>number`: RE has one line per instance.
+
+    Raises :class:`DataError` for a faulty line: it cannot be said which instance it belongs to.
+    """
+    scores: dict[str, list[float]] = {}
+    for number, identifier, value, raw in _score_lines(path):
+        if value is None:
+            expected = "'<name>.jpg<TAB>number in [0, 1]'"
+            raise DataError(f"{path}:{number}", repr(raw), expected, "Correct the line, or use --scores=none.")
+        scores.setdefault(identifier, []).append(value)
+    return scores
+
+
+def _score_lines(path: Path) -> Iterator[tuple[int, str, float | None, str]]:
+    """(line, id, score or None where it is faulty, the line itself)."""
+    for number, raw in enumerate(read_bytes(path).decode("utf-8", errors="replace").split("\n"), start=1):
+        if raw:
+            key, _, text = raw.partition("\t")
+            identifier = key.removesuffix(".jpg")
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            yield number, identifier, value if key != identifier and 0 <= value <= 1 else None, raw
 
 
 def alpha(weak: float, strong: float, where: str) -> tuple[float, float, float]:
@@ -154,6 +170,7 @@ class ReleasedBoxes:
     phrases_instead: bool = False  # the file holds phrases where boxes should be
     tripled: bool = False  # every list stood three times in a row
     too_small: int = 0  # boxes under one pixel wide or high, dropped
+    repeated: int = 0  # boxes that stood in a list before, dropped
 
 
 def read_boxes(path: Path) -> ReleasedBoxes:
@@ -173,25 +190,41 @@ def read_boxes(path: Path) -> ReleasedBoxes:
     numbers = {key: [tuple(float(side) for side in item) for item in items] for key, items in lists.items()}
     result = ReleasedBoxes(tripled=bool(numbers) and all(_is_tripled(items) for items in numbers.values()))
     for identifier, items in numbers.items():
-        kept = []
-        for box in items[: len(items) // 3] if result.tripled else items:
-            if len(box) != 4 or not all(math.isfinite(side) for side in box):
-                raise DataError(
-                    path, f"the box {box} of {identifier}", "four finite numbers", "Use --generated-boxes=none."
-                )
-            if min(box) < 0 or max(box) > GENERATED_SIZE:
-                raise DataError(
-                    path,
-                    f"the box {box} of {identifier}",
-                    f"pixels in 0 to {GENERATED_SIZE}",
-                    "Use --generated-boxes=none.",
-                )
-            if box[2] - box[0] < 1 or box[3] - box[1] < 1:
-                result.too_small += 1
-                continue
-            kept.append(tuple(side / GENERATED_SIZE for side in box))
-        result.boxes[identifier] = tuple(kept)
+        kept = items[: len(items) // 3] if result.tripled else items
+        result.boxes[identifier] = _fractions(path, identifier, kept, result)
     return result
+
+
+def read_row_boxes(path: Path) -> ReleasedBoxes:
+    """`{row: [tensor x1 y1 x2 y2 in pixels of 768 x 768, ...]}` of RE; the keys of the result are rows as text.
+
+    A box that stands twice in a list is kept once. Raises :class:`DataError` on anything else.
+    """
+    result = ReleasedBoxes()
+    for row, items in _load(path).items():
+        if not isinstance(row, int) or not isinstance(items, list) or any(isinstance(item, str) for item in items):
+            raise DataError(path, f"the entry {row!r}", "a row number with a list of boxes", "Is this the boxes' file?")
+        boxes = [tuple(float(side) for side in item) for item in items]
+        unique = list(dict.fromkeys(boxes))
+        result.repeated += len(boxes) - len(unique)
+        result.boxes[str(row)] = _fractions(path, f"row {row}", unique, result)
+    return result
+
+
+def _fractions(path: Path, owner: str, boxes: list[tuple[float, ...]], result: ReleasedBoxes) -> tuple[Box, ...]:
+    """Boxes in pixels as fractions; those under a pixel wide or high are dropped and counted in ``result``."""
+    advice = "Use --generated-boxes=none."
+    kept = []
+    for box in boxes:
+        if len(box) != 4 or not all(math.isfinite(side) for side in box):
+            raise DataError(path, f"the box {box} of {owner}", "four finite numbers", advice)
+        if min(box) < 0 or max(box) > GENERATED_SIZE:
+            raise DataError(path, f"the box {box} of {owner}", f"pixels in 0 to {GENERATED_SIZE}", advice)
+        if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+            result.too_small += 1
+            continue
+        kept.append(tuple(side / GENERATED_SIZE for side in box))
+    return tuple(kept)
 
 
 def _is_tripled(items: list) -> bool:
@@ -200,8 +233,8 @@ def _is_tripled(items: list) -> bool:
 
 
 def read_crops(path: Path) -> dict[str, list[str]]:
-    """Names of crops of the original pictures, `{"<id>.jpg": [names]}`; the crops themselves were never released."""
-    return {key.removesuffix(".jpg"): list(names) for key, names in _load(path).items()}
+    """Names of crops of the original pictures by id (RE: by row); the crops themselves were never released."""
+    return {str(key).removesuffix(".jpg"): list(names) for key, names in _load(path).items()}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -244,3 +277,60 @@ def read_relations(path: Path) -> dict[str, int]:
             "Is this ours_rel2id.json?",
         )  # fmt: skip
     return dict(sorted(value.items(), key=lambda item: item[1]))
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line of an MNRE file: two entities of a sentence and their relation; `line` counts from 1, `row` from 0."""
+
+    row: int
+    line: int
+    tokens: tuple[str, ...]
+    head: tuple[int, int]
+    tail: tuple[int, int]
+    image: str  # without suffix
+    relation: str
+
+
+def read_instances(path: Path, relations: Collection[str], fault: Fault) -> Iterator[Instance]:
+    """Instances of MNRE, one Python dict literal per line: {'token', 'h': {'name', 'pos'}, 't', 'img_id', 'relation'}.
+
+    Only literals are read; nothing is ever evaluated. A faulty line is handed to `fault` and left out.
+    """
+    row = -1
+    for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        row += 1
+        try:
+            yield _instance(f"{path}:{number}", raw, row, number, relations)
+        except DataError as error:
+            fault(error, number, None)
+
+
+def _instance(where: str, raw: bytes, row: int, line: int, relations: Collection[str]) -> Instance:
+    check = RecordChecker(where)
+    drop = "Repair the line, or drop it with --on-error=skip."
+    try:
+        value = ast.literal_eval(raw.decode("utf-8").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        check.fail(f"no Python literal ({type(error).__name__})", "a dict literal", drop)
+    if not isinstance(value, dict):
+        check.fail(f"a {type(value).__name__}", "a dict literal", drop)
+    keys = ("token", "h", "t", "img_id", "relation")
+    check.keys(value, keys, keys, "instance")
+    tokens = check.texts(value["token"], "token")
+    if not tokens:
+        check.fail("no token", "at least one token", drop)
+    spans = []
+    for key in ("h", "t"):
+        check.keys(value[key], ("name", "pos"), ("name", "pos"), f"{key!r}")
+        start, end = check.span(value[key]["pos"], f"{key}.pos", len(tokens))
+        name = " ".join(tokens[start:end])
+        if value[key]["name"] != name:
+            check.fail(f"the name {value[key]['name']!r} in {key!r}", f"{name!r}, as its position says", drop)
+        spans.append((start, end))
+    check.pair(*spans)
+    relation = check.member(value["relation"], "relation", tuple(relations))
+    image = check.text(value["img_id"], "img_id")
+    return Instance(row, line, tokens, *spans, Path(image).stem, relation)

@@ -26,6 +26,7 @@ from typing import Any
 from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256, write_atomic
 from tmrjax.record_schema import (
     DATASET_FILE,
+    NO_RELATION,
     SCORE_TOLERANCE,
     TASKS,
     Box,
@@ -42,6 +43,7 @@ from tmrjax.record_schema import (
 
 __all__ = [
     "DATASET_FILE",
+    "NO_RELATION",
     "SCORE_TOLERANCE",
     "SKIPPED_FILE",
     "SPLITS",
@@ -328,8 +330,14 @@ def _write_info(root: Path, info: DatasetInfo) -> None:
 # ------------------------------------------------------------------ what is there
 
 
-def completeness(records: Iterable[Record]) -> dict[str, int]:
-    """Counts what records have and lack, in the order of the printed table.
+_LABEL_ROWS = {
+    "ner": ("entities (B- tags)", "orphan inside tags", "without an entity"),
+    "re": ("relations (not None)", "head and tail overlap"),
+}
+
+
+def completeness(records: Iterable[Record], task: str = "ner") -> dict[str, int]:
+    """Counts what records of a task have and lack, in the order of the printed table.
 
     `orphan inside tags` are I- tags without a fitting predecessor: allowed (Twitter-2015 has them), and a strict scorer
     takes them for no entity while a lenient one opens an entity there.
@@ -338,9 +346,7 @@ def completeness(records: Iterable[Record]) -> dict[str, int]:
         (
             "records",
             "tokens",
-            "entities (B- tags)",
-            "orphan inside tags",
-            "without an entity",
+            *_LABEL_ROWS[task],
             "without a picture",
             "without regions",
             "without a generated picture",
@@ -352,14 +358,20 @@ def completeness(records: Iterable[Record]) -> dict[str, int]:
         0,
     )
     for record in records:
-        tags = record.tags or ()
         counts["records"] += 1
         counts["tokens"] += len(record.tokens)
-        counts["entities (B- tags)"] += sum(tag.startswith("B-") for tag in tags)
-        counts["orphan inside tags"] += sum(
-            tag.startswith("I-") and before[2:] != tag[2:] for before, tag in zip(("O", *tags), tags, strict=False)
-        )
-        counts["without an entity"] += record.tags is not None and all(tag == "O" for tag in tags)
+        if task == "ner":
+            tags = record.tags or ()
+            counts["entities (B- tags)"] += sum(tag.startswith("B-") for tag in tags)
+            counts["orphan inside tags"] += sum(
+                tag.startswith("I-") and before[2:] != tag[2:] for before, tag in zip(("O", *tags), tags, strict=False)
+            )
+            counts["without an entity"] += record.tags is not None and all(tag == "O" for tag in tags)
+        else:
+            counts["relations (not None)"] += record.relation not in (None, NO_RELATION)
+            if record.head and record.tail:
+                overlap = max(record.head[0], record.tail[0]) < min(record.head[1], record.tail[1])
+                counts["head and tail overlap"] += overlap
         counts["without a picture"] += record.image is None
         counts["without regions"] += not record.regions
         counts["without a generated picture"] += record.generated is None
@@ -372,12 +384,12 @@ def completeness(records: Iterable[Record]) -> dict[str, int]:
 
 def completeness_table(dataset: Dataset) -> str:
     """The counts of :func:`completeness` as text, one column per split, and what the data set says of itself."""
-    columns = {split: completeness(records) for split, records in dataset.splits.items()}
     info = dataset.info
+    columns = {split: completeness(records, info.task) for split, records in dataset.splits.items()}
     marks = [name for name in ("synthetic", "leaky_phrases", "renormalised_scores") if getattr(info, name)]
     lines = [f"{info.name} ({info.task}: {', '.join(info.labels)})" + (f"  [{', '.join(marks)}]" if marks else "")]
     lines.append(f"{'':30s}" + "".join(f"{split:>9s}" for split in columns))
-    for row in completeness(()):
+    for row in completeness((), info.task):
         lines.append(f"{row:30s}" + "".join(f"{column[row]:9d}" for column in columns.values()))
     if dataset.skipped:
         lines.append(f"skipped records: {len(dataset.skipped)}, listed in {dataset.root / SKIPPED_FILE}")

@@ -1,0 +1,165 @@
+"""What the importers of released data share: counting what they meet, faults, pictures, the table that is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import filecmp
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_prep.audit_leaks import audit, audit_table
+from data_prep.release_files import find_file
+from tmrjax import __version__
+from tmrjax.files import DataError, jsonl_bytes, read_bytes, sha256, write_atomic
+from tmrjax.images import load_picture
+from tmrjax.records import (
+    SKIPPED_FILE,
+    SPLITS,
+    Dataset,
+    DatasetInfo,
+    Record,
+    Skipped,
+    completeness_table,
+    read_dataset,
+    write_dataset,
+)
+
+RELEASED_SPLITS = {"train": "train", "dev": "val", "test": "test"}  # ours -> the release's
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Options(Protocol):
+    """The options that every importer has."""
+
+    source: Path
+    out: Path
+    on_error: str
+    link: bool
+    name: str | None
+
+
+class Import:
+    """One run of an importer: what it counts, the faults it met."""
+
+    def __init__(self, options: Options, allowed: Mapping[str, Sequence[str]]):
+        for name, values in allowed.items():
+            if getattr(options, name) not in values:
+                raise ValueError(f"{name} is {getattr(options, name)!r}; expected one of {tuple(values)}")
+        if not options.source.is_dir():
+            raise DataError(options.source, "no such folder", "a folder of the release", "Correct --source.")
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.options = options
+        self.counts: dict[str, dict[str, int]] = {split: defaultdict(int) for split in RELEASED_SPLITS}
+        self.sources: dict[str, str] = {}
+        self.skipped: list[Skipped] = []
+        self.dropped: set[str] = set()
+
+    def source(self, names: tuple[str, ...], option: str) -> Path:
+        """The first of ``names`` that the release has; its hash is kept. ``option`` says how to do without."""
+        path = find_file(self.options.source, names, option)
+        self.sources[path.name] = sha256(read_bytes(path))
+        return path
+
+    def fault(self, path: Path) -> Callable[[DataError, int, str | None], None]:
+        """What to do with a faulty line of `path`: raise, or drop the record it belongs to and list it."""
+
+        def handle(error: DataError, line: int, identifier: str | None) -> None:
+            if self.options.on_error == "raise":
+                raise error
+            self.skipped.append(Skipped(path.name, line, identifier, str(error)))
+            if identifier is not None:
+                self.dropped.add(identifier)
+
+        return handle
+
+    def place(self, picture: Path | None, folder: str, where: str) -> str | None:
+        """Checks that the picture can be read and puts it into the data set; an older copy that is equal stays."""
+        if picture is None:
+            return None
+        try:
+            load_picture(picture)
+        except DataError as error:
+            raise DataError(where, str(error), "a picture that can be read", "Replace or remove it.") from error
+        target = self.options.out / folder / picture.name
+        if not (target.exists() and filecmp.cmp(picture, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}")
+            temporary.unlink(missing_ok=True)
+            if self.options.link:
+                os.link(picture.resolve(), temporary)
+            else:
+                shutil.copyfile(picture, temporary)
+            os.replace(temporary, target)
+        return f"{folder}/{picture.name}"
+
+    def finish(self, tool: str, info: DatasetInfo, splits: Mapping[str, Sequence[Record]], **stage: Any) -> Dataset:
+        """Writes the set with what was met on the way in its stage, and reads it back."""
+        options = {
+            name: value.resolve().name if isinstance(value, Path) else value  # a machine's paths mean nothing elsewhere
+            for name, value in dataclasses.asdict(self.options).items()
+            if name not in ("out", "progress")
+        }
+        manifest = {
+            "tool": f"data_prep/{tool}.py",
+            "version": __version__,
+            "options": options,
+            "sources": self.sources,
+            "counts": {split: dict(counts) for split, counts in self.counts.items()},
+            "skipped": len(self.skipped),
+            "equal_texts": equal_texts(splits),
+            **stage,
+        }
+        out = self.options.out
+        info = dataclasses.replace(info, stages={tool: manifest})
+        if self.skipped or (out / SKIPPED_FILE).exists():
+            write_atomic(out / SKIPPED_FILE, jsonl_bytes(dataclasses.asdict(item) for item in self.skipped))
+        write_dataset(out, info, splits)
+        return dataclasses.replace(read_dataset(out), skipped=tuple(self.skipped))
+
+
+def find_pictures(folder: Path | None, option: str, below: Sequence[str] = ()) -> dict[str, Path]:
+    """Pictures of a folder, and of those ``below`` it that are there, by file name without suffix.
+
+    Raises :class:`DataError` for a missing folder or two files of one name.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise DataError(folder, "no such folder", "a folder of pictures named <id>.jpg", f"Correct {option}.")
+    found: dict[str, Path] = {}
+    folders = [folder, *(folder / name for name in below if (folder / name).is_dir())]
+    for path in (path for place in folders for path in sorted(place.iterdir())):
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            if path.stem in found:
+                raise DataError(path, f"a second picture of {path.stem}", f"only {found[path.stem]}", "Keep one.")
+            found[path.stem] = path
+    return found
+
+
+def equal_texts(splits: Mapping[str, Sequence[Record]]) -> list[list[str]]:
+    """Groups of tweets with the same words, as "split:id": where they cross splits, test is not unseen."""
+    groups = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            groups[record.tokens].append(f"{split}:{record.id}")
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def import_table(dataset: Dataset, tool: str) -> str:
+    """The completeness table, what the import met, one column per split, and how much side inputs tell of labels."""
+    stage = dataset.info.stages[tool]
+    rows = list(dict.fromkeys(name for counts in stage["counts"].values() for name in counts))
+    lines = [completeness_table(dataset), "met on the way:"]
+    for row in rows:
+        values = (stage["counts"][split].get(row, 0) for split in SPLITS)
+        lines.append(f"  {row:60s}" + "".join(f"{value:8d}" for value in values))
+    groups = stage["equal_texts"]
+    crossing = sum(len({item.split(":")[0] for item in group}) > 1 for group in groups)
+    lines.append(
+        f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
+    )
+    return "\n".join([*lines, audit_table(audit(dataset))])
