@@ -102,7 +102,7 @@ def build(root: Path, pairs: Path, vocabulary: Path, *, keep_style: bool, seed: 
 
 
 def expert_correlation(workdir: Path, pairs: Path, keep_style: bool) -> tuple[float, float, int]:
-    """Spearman's ρ of the strengthen score, and of strengthen + complement, with the experts' mean; and their number."""
+    """Spearman's ρ of the strengthen score and of 1 − weaken with the experts' mean, and the number of pairs."""
     from scipy.stats import spearmanr
 
     from tmrjax.divergence import score
