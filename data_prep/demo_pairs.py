@@ -35,7 +35,7 @@ from data_prep.demo_words import (
 )
 from data_prep.demo_world import decorate, misspell, plain
 
-MISSPELT_SHARE = 0.2  # of the context words, here too
+MISSPELT_SHARE = 0.15  # of the context words, here too
 NAME_SHARE = 0.5  # of the captions and notes that also mention a name, which says nothing
 
 ADJECTIVES = words_of("old new small large bright plain quiet busy famous simple painted wooden broken clean")
@@ -43,13 +43,15 @@ CAPTIONS = (
     "a {adjective} {word} in the middle of the picture",
     "there is a {adjective} {word} before a wall",
     "a view of the {word} with some {adjective} stones",
-    "the {adjective} {word} is seen from the front",
     "two {adjective} stones lie next to the {word}",
-    "someone took a photo of the {adjective} {word}",
     "this is what the {word} looks like on a {adjective} day",
-    "the {word} stands on {adjective} ground",
     "close to the camera there is a {adjective} {word}",
-    "a photo that shows one {adjective} {word}",
+    "a {adjective} {word} and a {second}",
+    "the {word} , the {second} and some {adjective} stones",
+    "someone took a {adjective} photo of the {word} next to the {second}",
+    "the {adjective} {word} is seen before the {second}",
+    "a photo that shows one {adjective} {word} with its {second}",
+    "behind the {word} there is a {adjective} {second}",
 )
 NOTES = (
     "plate {number} : {subject} , {adjective} print",
@@ -64,9 +66,8 @@ NOTES = (
 
 def caption(scene: str, generator: np.random.Generator) -> str:
     """A sentence that names what is shown."""
-    words = _pick(generator, CAPTIONS).format(
-        word=_context_word(scene, generator), adjective=_pick(generator, ADJECTIVES)
-    )
+    word, second = _context_word(scene, generator), _context_word(scene, generator)
+    words = _pick(generator, CAPTIONS).format(word=word, second=second, adjective=_pick(generator, ADJECTIVES))
     if generator.random() < NAME_SHARE:
         words += f" in {' '.join(_pick(generator, NAMES))}"
     return f"{words} ."

@@ -10,24 +10,22 @@ holds no word that the post does not have. What belongs to tweets is decided her
 * Determiners and pronouns are left out: of a phrase only a few word pieces are read (DESIGN P1).
 * `of` joins two proper names (Festival of Voice), `&` likewise, and a possessive joins what it connects.
 
-Another parser offers the same: a function from tokens to spans.
+Another parser (:mod:`data_prep.constituency`) offers the same spans and shares what concerns tweets (:func:`special`).
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tmrjax.record_schema import Span
-
-PhraseParser = Callable[[Sequence[str]], list[Span]]
 
 MAXIMUM = 3  # phrases of a post: as many as it has regions (P2)
 
 # Whole, or a piece of one that a tokenizer took apart (https : //t . co/abc).
 _URL = re.compile(r"https?\b|www\.|^//|\bco/|\w\.(?:com|org|net|ly|gl|fm|tv|me|be|it|us|uk)/", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?…]+|:")
+SENTENCE_END = re.compile(r"[.!?…]+|:")
 _APOSTROPHES = ("'", "’")
 # One letter per token: N noun, M proper name, S a phrase of its own, A adjective, C number, D determiner, O of, U &,
 # P possessive 's, Q an apostrophe whose s stands apart.
@@ -71,32 +69,18 @@ def choose_phrases(tokens: Sequence[str], spans: Sequence[Span], maximum: int = 
     return tuple(chosen.values())
 
 
-# ------------------------------------------------------------------ one letter per token
+def special(tokens: Sequence[str]) -> list[str]:
+    """What tweets hold beside words, one letter per token: x ends a phrase, S is one of its own, blank is ordinary.
 
-
-def _letters(tokens: Sequence[str]) -> list[str]:
-    letters = ["x"] * len(tokens)
-    skip = _retweet_head(tokens)
-    sentence: list[int] = []
-    for index in range(skip, len(tokens)):
-        token = tokens[index]
-        if _SENTENCE_END.fullmatch(token) or _URL.search(token):
-            _tag_sentence(tokens, sentence, letters)
-            sentence = []
-        else:
-            sentence.append(index)
-    _tag_sentence(tokens, sentence, letters)
-    for index in range(skip, len(tokens)):
-        token = tokens[index]
+    Of the tokens without a letter or digit only `&` and apostrophes are ordinary: names hold them.
+    """
+    letters = [" "] * len(tokens)
+    head = _retweet_head(tokens)
+    for index, token in enumerate(tokens):
         word = any(character.isalnum() for character in token)
-        before = tokens[index - 1] if index else ""
-        if not word:
-            letters[index] = letters[index] if letters[index] == "U" else "x"
-        elif before in _APOSTROPHES and token.lower() in ("s", "t", "re", "ve", "ll", "m", "d"):
-            letters[index - 1 : index + 1] = "QP" if token.lower() == "s" else "xx"
-            if token.lower() == "t":  # of isn ' t nothing is a noun
-                letters[max(index - 2, 0)] = "x"
-        elif not _URL.search(token) and (token[0] in "#@" or before in ("#", "@")):
+        if index < head or _URL.search(token) or not (word or token == "&" or token in _APOSTROPHES):
+            letters[index] = "x"
+        elif word and (token[0] in "#@" or (index > 0 and tokens[index - 1] in ("#", "@"))):
             letters[index] = "S"
     return letters
 
@@ -106,9 +90,30 @@ def _retweet_head(tokens: Sequence[str]) -> int:
     if not tokens or tokens[0] != "RT":
         return 0
     end = 1
-    while end < len(tokens) and (tokens[end].startswith("@") or tokens[end] == ":"):
+    while end < len(tokens) and (tokens[end].startswith("@") or tokens[end] == ":" or tokens[end - 1] == "@"):
         end += 1
     return end
+
+
+# ------------------------------------------------------------------ one letter per token
+
+
+def _letters(tokens: Sequence[str]) -> list[str]:
+    letters = special(tokens)
+    sentence: list[int] = []
+    for index, token in enumerate(tokens):
+        if letters[index] == "x" and (SENTENCE_END.fullmatch(token) or _URL.search(token) or token == "RT"):
+            _tag_sentence(tokens, sentence, letters)
+            sentence = []
+        else:
+            sentence.append(index)
+    _tag_sentence(tokens, sentence, letters)
+    for index, token in enumerate(tokens[1:], start=1):
+        if tokens[index - 1] in _APOSTROPHES and token.lower() in ("s", "t", "re", "ve", "ll", "m", "d"):
+            letters[index - 1 : index + 1] = "QP" if token.lower() == "s" else "xx"
+            if token.lower() == "t":  # of isn ' t nothing is a noun
+                letters[max(index - 2, 0)] = "x"
+    return ["x" if letter == " " else letter for letter in letters]
 
 
 def _tag_sentence(tokens: Sequence[str], sentence: Sequence[int], letters: list[str]) -> None:
@@ -123,12 +128,11 @@ def _tag_sentence(tokens: Sequence[str], sentence: Sequence[int], letters: list[
         # A name may go on with any word (Circle Undone), but where most words have capitals they say nothing.
         goes_on = before == "M" and token.istitle() and 2 * capitals < len(sentence) and tag[:2] in ("VB", "JJ", "RB")
         country = token == "US" and not shouted  # the lexicon takes it for us
-        if (
-            goes_on
-            or country
-            or tag.startswith("NNP")
-            or (tag.startswith("NN") and token[0].isupper() and not token.isupper())
-        ):
+        if letters[index] != " ":
+            letter = letters[index]
+        elif token in _APOSTROPHES:
+            letter = "x"
+        elif goes_on or country or tag.startswith("NNP") or (tag.startswith("NN") and _is_capitalised(token)):
             letter = "M"
         elif tag.startswith("NN"):
             letter = "N"
@@ -139,6 +143,10 @@ def _tag_sentence(tokens: Sequence[str], sentence: Sequence[int], letters: list[
         else:
             letter = _LETTERS.get(tag, "x")
         before = letters[index] = letter
+
+
+def _is_capitalised(token: str) -> bool:
+    return token[0].isupper() and not token.isupper()
 
 
 def _known_form(token: str, shouted: bool) -> str:

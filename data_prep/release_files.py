@@ -178,7 +178,7 @@ def read_boxes(path: Path) -> ReleasedBoxes:
     else.
     """
     lists = {}
-    for key, items in _load(path).items():
+    for key, items in load_pth(path).items():
         if not key.startswith("IMGID:") or not key.endswith(".png") or not isinstance(items, list):
             raise DataError(path, f"the entry {key!r}", "'IMGID:<id>.png' with a list", "Is this the boxes' file?")
         lists[key[len("IMGID:") : -len(".png")]] = items
@@ -201,7 +201,7 @@ def read_row_boxes(path: Path) -> ReleasedBoxes:
     A box that stands twice in a list is kept once. Raises :class:`DataError` on anything else.
     """
     result = ReleasedBoxes()
-    for row, items in _load(path).items():
+    for row, items in load_pth(path).items():
         if not isinstance(row, int) or not isinstance(items, list) or any(isinstance(item, str) for item in items):
             raise DataError(path, f"the entry {row!r}", "a row number with a list of boxes", "Is this the boxes' file?")
         boxes = [tuple(float(side) for side in item) for item in items]
@@ -234,10 +234,11 @@ def _is_tripled(items: list) -> bool:
 
 def read_crops(path: Path) -> dict[str, list[str]]:
     """Names of crops of the original pictures by id (RE: by row); the crops themselves were never released."""
-    return {str(key).removesuffix(".jpg"): list(names) for key, names in _load(path).items()}
+    return {str(key).removesuffix(".jpg"): list(names) for key, names in load_pth(path).items()}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_pth(path: Path) -> dict[str, Any]:
+    """The dict of a .pth file, read as data only; raises :class:`DataError`."""
     try:
         import torch
     except ImportError:

@@ -109,7 +109,7 @@ def score_divergence(
             apply=_apply,
             inputs=lambda record: _inputs(record, root),
             options={"normalise": normalise, **said},
-            info=lambda info: dataclasses.replace(info, renormalised_scores=normalise == "release"),
+            info=lambda info, _: dataclasses.replace(info, renormalised_scores=normalise == "release"),
             model=f"{checkpoint.name}, step {said['step']}",
             versions=package_versions(),
             batch_size=batch_size,

@@ -74,6 +74,7 @@ class Stage:
 
     name: key in `dataset.json["stages"]` and folder of the journals. tool: the command.
     options: JSON values that results depend on; other options are another stage run. batch_size is none of them.
+    versions, sources: of libraries, and what was read beside the data set; for the manifest only.
     work: a batch of records to one :class:`Outcome` each, in order; a DataError in the place of one says that this
         record failed. A file that an outcome names must be whole on disk before `work` returns.
     apply: a record and the value of its outcome (as read back from JSON) to the new record. It is applied again at
@@ -94,6 +95,7 @@ class Stage:
     model: str | None = None
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
 
 
@@ -326,6 +328,7 @@ def _fold(root: Path, stage: Stage, done: Mapping[str, Mapping[str, Any]]) -> Da
             "tool": stage.tool,
             "version": __version__,
             "versions": dict(stage.versions),
+            "sources": dict(stage.sources),
             "model": stage.model,
             "options": dict(stage.options),
             "seed": stage.seed,
@@ -347,6 +350,17 @@ def file_digest(path: str | os.PathLike) -> str:
     """The beginning of a file's SHA-256: an input of a stage that reads pictures. An unchanged file is read once."""
     status = os.stat(path)
     return _file_digest(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+
+def folder_digest(folder: str | os.PathLike) -> str:
+    """The beginning of a SHA-256 over the names and contents of a folder's files: it names a model."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            digest.update(str(path.relative_to(folder)).encode())
+            with open(path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 @functools.cache
@@ -399,8 +413,11 @@ def selection_of(arguments: argparse.Namespace) -> Selection:
     return Selection(splits, arguments.limit, arguments.shard, arguments.restart, arguments.on_error)
 
 
-def command(name: str, run: Callable[[], Dataset], table: Callable[[Dataset], str] = completeness_table) -> None:
-    """Runs a stage as a command: one line for an error, what to do after an interruption, the tables at the end."""
+def command(name: str, names: Sequence[str], run: Callable[[], Dataset]) -> None:
+    """Runs the stages `names` as the command `name`.
+
+    One line for an error, what to do when interrupted, and at the end the tables of the set and of the stages.
+    """
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     try:
         dataset = run()
@@ -408,4 +425,6 @@ def command(name: str, run: Callable[[], Dataset], table: Callable[[Dataset], st
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; what is done is kept, the same command goes on")
-    print(table(dataset))
+    print(completeness_table(dataset))
+    for stage in names:
+        print(stage_table(dataset, stage))

@@ -1,0 +1,294 @@
+"""Finds up to three regions in every picture for the phrases of its post (paper section 3.2, visual grounding).
+
+    python data_prep/ground_regions.py DATASET --method=saliency
+    python data_prep/ground_regions.py DATASET --method=owlvit --model=DIR        # or groundingdino
+    python data_prep/ground_regions.py DATASET --method=import --boxes=FILE --units=pixels --pictures=original
+
+Original and generated pictures are two stages, `regions` and `generated_regions`; --pictures chooses one. Every region
+keeps the phrase that it answers and its score. Methods:
+
+* `saliency`: what stands out, whatever the phrases say (:mod:`data_prep.saliency`). No download; no grounding either.
+* `owlvit`, `groundingdino`: zero-shot detectors of transformers (:mod:`data_prep.detectors`), a local folder each. The
+  best box of each phrase comes first, then the surest others; one that covers a chosen one is left out.
+* `import`: boxes or crops made elsewhere (:mod:`data_prep.region_files`), --boxes=[SPLIT=]FILE as often as needed.
+
+Boxes thinner than a pixel are dropped and counted; fewer than three are normal. Resumable; see :mod:`data_prep.stages`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script from the repository's root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from PIL import Image
+
+from data_prep import region_files, stages
+from data_prep.detectors import MODEL_TYPES, Detector, Found
+from data_prep.saliency import salient_boxes
+from data_prep.stages import Outcome, Selection, Stage, file_digest
+from tmrjax.files import DataError, read_bytes, sha256
+from tmrjax.images import load_picture
+from tmrjax.record_schema import Box
+from tmrjax.records import Dataset, Grounding, Record
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("saliency", *MODEL_TYPES, "import")
+PICTURES = {"original": "regions", "generated": "generated_regions"}  # what is grounded -> the stage's name
+MAXIMUM = 3  # regions of a picture (P2)
+COVERS = 0.7  # intersection over union from which on two boxes show the same
+UNITS = ("fractions", "pixels")
+
+Finder = Callable[[Record, Image.Image, Counter], list[Found]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How regions are found; the fields are the command's flags."""
+
+    method: str = "saliency"
+    maximum: int = MAXIMUM
+    model: Path | None = None
+    threshold: float | None = None  # of a detector's score; None: the method's usual one
+    device: str | None = None
+    boxes: tuple[str, ...] = ()  # [SPLIT=]FILE
+    units: str = "fractions"
+    crops: Path | None = None
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; expected one of {METHODS}")
+        if self.maximum < 1:
+            raise ValueError(f"maximum is {self.maximum}; expected at least 1")
+        if self.units not in UNITS and not self.units.isdigit():
+            raise ValueError(f"units is {self.units!r}; expected fractions, pixels, or the side of a square as 768")
+        if self.method in MODEL_TYPES and self.model is None:
+            raise DataError(
+                f"--method={self.method}", "no --model", "a folder of its model", "Name it, or use saliency."
+            )
+        if self.method == "import" and not self.boxes:
+            raise DataError("--method=import", "no --boxes", "a file of boxes or crops", "Name it with --boxes=FILE.")
+
+
+# ------------------------------------------------------------------ the methods
+
+
+def _saliency(options: Options) -> tuple[Finder, dict[str, Any]]:
+    def find(record: Record, picture: Image.Image, counts: Counter) -> list[Found]:
+        return [Found(box, None, score) for box, score in salient_boxes(picture, options.maximum)]
+
+    return find, {"options": {}}
+
+
+def _detector(options: Options) -> tuple[Finder, dict[str, Any]]:
+    detector = Detector(options.model, options.method, threshold=options.threshold, device=options.device)
+
+    def find(record: Record, picture: Image.Image, counts: Counter) -> list[Found]:
+        counts["pictures without a phrase to look for"] += not record.phrases
+        found, cut = detector(picture, record.phrases)
+        counts["phrases too long for the model (cut)"] += cut
+        return _best_of_each(found)
+
+    return find, {
+        "options": {"threshold": detector.threshold},
+        "model": f"{options.model.resolve().name} {stages.folder_digest(options.model)}",
+        "versions": {name: importlib.metadata.version(name) for name in ("transformers", "torch")},
+    }
+
+
+def _best_of_each(found: Sequence[Found]) -> list[Found]:
+    """The best box of every phrase, then the others; both by score."""
+    first: dict[str | None, Found] = {}
+    for item in found:
+        first.setdefault(item.phrase, item)
+    chosen = list(first.values())
+    return chosen + [item for item in found if item not in chosen]
+
+
+def _imported(options: Options) -> tuple[Finder, dict[str, Any]]:
+    entries: dict[str, region_files.Entry] = {}
+    sources: dict[str, Any] = {}
+    for text in options.boxes:
+        split, _, name = text.rpartition("=")
+        path = Path(name)
+        read, met = region_files.read_regions(path, split or None)
+        repeated = next((identifier for identifier in read if identifier in entries), None)
+        if repeated is not None:
+            raise DataError(path, f"regions of {repeated!r} again", "every id in one file", "Leave one of them out.")
+        entries.update(read)
+        sources[path.name] = {"sha256": sha256(read_bytes(path)), "entries": len(read), **met}
+
+    def find(record: Record, picture: Image.Image, counts: Counter) -> list[Found]:
+        entry = entries.get(record.id)
+        counts["pictures that no file names"] += entry is None
+        if entry is None:
+            return []
+        found, lost = region_files.place(entry, picture, options.units, options.crops)
+        counts["crops that fit nowhere in their picture"] += lost
+        return list(dict.fromkeys(found))
+
+    files = {name: source["sha256"] for name, source in sources.items()}
+    return find, {"options": {"units": options.units, "files": files}, "sources": sources, "entries": entries}
+
+
+# ------------------------------------------------------------------ the choice
+
+
+def choose_regions(
+    found: Sequence[Found], size: tuple[int, int], maximum: int, counts: Counter, covers: float = COVERS
+) -> list[Found]:
+    """The first `maximum` boxes, cut off at the picture's edges, that are a pixel wide and cover no chosen one.
+
+    size: width and height in pixels. What is dropped is added to `counts`.
+    """
+    chosen: list[Found] = []
+    for item in found:
+        box = tuple(min(max(side, 0.0), 1.0) for side in item.box)
+        wide = [(box[axis + 2] - box[axis]) * size[axis] >= 1 for axis in (0, 1)]
+        if not (all(map(math.isfinite, item.box)) and all(wide)):
+            counts["boxes thinner than a pixel (dropped)"] += 1
+        elif len(chosen) == maximum:
+            counts["boxes beyond the maximum (left out)"] += 1
+        elif any(overlap(box, other.box) > covers for other in chosen):
+            counts["boxes that cover another (left out)"] += 1
+        else:
+            chosen.append(dataclasses.replace(item, box=box))
+    return chosen
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes with an area."""
+    sides = [min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis]) for axis in (0, 1)]
+    if min(sides) <= 0:
+        return 0.0
+    both = sides[0] * sides[1]
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return both / (areas - both)
+
+
+# ------------------------------------------------------------------ the stages
+
+
+def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Finder, dict[str, Any]]) -> Stage:
+    """The stage of "original" or "generated" pictures; `finder` as :func:`load_finder` gives it."""
+    find, about = finder
+    reads_phrases = options.method in MODEL_TYPES
+
+    def picture_of(record: Record) -> str | None:
+        if pictures == "original":
+            return record.image
+        return None if record.generated is None else record.generated.image
+
+    def inputs(record: Record) -> dict[str, Any]:
+        phrases = {"phrases": record.phrases} if reads_phrases else {}
+        return {"picture": file_digest(root / picture_of(record)), **phrases}
+
+    def work_one(record: Record) -> Outcome | DataError:
+        counts: Counter[str] = Counter()
+        try:
+            picture = load_picture(root / picture_of(record))
+            found = find(record, picture, counts)
+        except DataError as error:
+            return error
+        # Imported boxes were chosen elsewhere: only equal ones are left out, which `find` has done.
+        covers = 1.0 if options.method == "import" else COVERS
+        chosen = choose_regions(found, picture.size, options.maximum, counts, covers)
+        counts["regions"] += len(chosen)
+        counts["pictures without a region"] += not chosen
+        known = any(item.phrase is not None or item.score is not None for item in chosen)
+        value = {
+            "regions": [[round(side, 6) for side in item.box] for item in chosen],
+            "grounding": [_grounding(item) for item in chosen] if known else [],
+        }
+        return Outcome(value, {name: count for name, count in counts.items() if count})
+
+    def apply(record: Record, value: Any) -> Record:
+        regions = {
+            "regions": tuple(tuple(box) for box in value["regions"]),
+            "grounding": tuple(Grounding(**item) for item in value["grounding"]),
+        }
+        if pictures == "original":
+            return dataclasses.replace(record, **regions)
+        return dataclasses.replace(record, generated=dataclasses.replace(record.generated, **regions))
+
+    return Stage(
+        name=PICTURES[pictures],
+        tool="data_prep/ground_regions.py",
+        work=lambda batch: [work_one(record) for record in batch],
+        apply=apply,
+        inputs=inputs,
+        options={"method": options.method, "maximum": options.maximum, **about["options"]},
+        concerns=lambda record: picture_of(record) is not None,
+        model=about.get("model"),
+        versions=about.get("versions", {}),
+        sources=about.get("sources", {}),
+    )
+
+
+def _grounding(item: Found) -> dict[str, Any]:
+    return {"phrase": item.phrase, "score": None if item.score is None else round(item.score, 6)}
+
+
+def load_finder(options: Options) -> tuple[Finder, dict[str, Any]]:
+    """What finds regions, and what the manifest says of it. Raises :class:`DataError` where something lacks."""
+    if options.method == "saliency":
+        return _saliency(options)
+    return _imported(options) if options.method == "import" else _detector(options)
+
+
+def ground_regions(
+    root: Path, selection: Selection | None = None, *, pictures: Sequence[str] = tuple(PICTURES), **options: Any
+) -> Dataset:
+    """Grounds the pictures of a data set; `options` are those of :class:`Options`. Raises :class:`DataError`."""
+    chosen = Options(**options)
+    finder = load_finder(chosen)
+    dataset = None
+    for kind in pictures:
+        dataset = stages.run_stage(root, region_stage(Path(root), kind, chosen, finder), selection)
+    foreign = sorted(
+        finder[1].get("entries", {}).keys() - {one.id for split in dataset.splits.values() for one in split}
+    )
+    if foreign:
+        logger.warning("%d entries are of no record, as %s", len(foreign), ", ".join(foreign[:3]))
+    return dataset
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    stages.add_arguments(parser)
+    parser.add_argument("--method", choices=METHODS, default="saliency")
+    parser.add_argument("--pictures", choices=(*PICTURES, "both"), default="both")
+    parser.add_argument("--maximum", type=int, default=MAXIMUM, help="regions of a picture")
+    parser.add_argument("--model", type=Path, help="folder of the detector, as save_pretrained writes it")
+    parser.add_argument("--threshold", type=float, help="least score of a detector's box (default: the method's)")
+    parser.add_argument("--device", help="of the detector, as cuda:1 (default: cuda where there is one)")
+    parser.add_argument(
+        "--boxes", action="append", default=[], metavar="[SPLIT=]FILE", help="JSONL, or a released .pth"
+    )
+    parser.add_argument("--units", default="fractions", help="of --boxes: fractions, pixels, or a square's side (768)")
+    parser.add_argument("--crops", type=Path, help="folder of the crops that --boxes names")
+    flags = parser.parse_args()
+    kinds = tuple(PICTURES) if flags.pictures == "both" else (flags.pictures,)
+
+    def run() -> Dataset:
+        options = {item.name: getattr(flags, item.name) for item in dataclasses.fields(Options)}
+        options["boxes"] = tuple(flags.boxes)
+        return ground_regions(flags.dataset, stages.selection_of(flags), pictures=kinds, **options)
+
+    stages.command("ground_regions", [PICTURES[kind] for kind in kinds], run)
+
+
+if __name__ == "__main__":
+    main()
