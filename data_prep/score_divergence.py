@@ -40,7 +40,7 @@ from tmrjax.files import DataError
 from tmrjax.images import load_picture
 from tmrjax.pair_pictures import estimator_pixels
 from tmrjax.pair_pipeline import collate_inputs, encode_texts, pair_buckets
-from tmrjax.records import Dataset, Record, completeness_table, read_dataset
+from tmrjax.records import Dataset, Record, read_dataset
 from tmrjax.sharding import check_batch_size, make_mesh, replicate, shard_batch
 
 NAME = "score_divergence"
@@ -187,11 +187,6 @@ def _apply(record: Record, value: Mapping[str, Any]) -> Record:
     return dataclasses.replace(record, **scores)
 
 
-def table(dataset: Dataset) -> str:
-    """What the set has now, and what the stage counted."""
-    return f"{completeness_table(dataset)}\n\n{stages.stage_table(dataset, NAME)}\n{mean_scores(dataset)}"
-
-
 def mean_scores(dataset: Dataset) -> str:
     """The mean of the scores in each split, as lines."""
     lines = [f"  {'mean scores':28s}{'weaken':>12s}{'complement':>12s}{'strengthen':>12s}"]
@@ -213,13 +208,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="pairs over all devices (default: %(default)s)")
     flags = parser.parse_args()
 
-    def run() -> Dataset:
-        return score_divergence(
-            flags.dataset, flags.checkpoint, normalise=flags.normalise, batch_size=flags.batch_size,
-            selection=stages.selection_of(flags),
-        )  # fmt: skip
+    done: list[Dataset] = []
 
-    stages.command(NAME, run, table)
+    def run() -> Dataset:
+        selection = stages.selection_of(flags)
+        options = {"normalise": flags.normalise, "batch_size": flags.batch_size, "selection": selection}
+        done.append(score_divergence(flags.dataset, flags.checkpoint, **options))
+        return done[0]
+
+    stages.command(NAME, [NAME], run)
+    print(mean_scores(done[0]))
 
 
 if __name__ == "__main__":

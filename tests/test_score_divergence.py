@@ -9,7 +9,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from data_prep import score_divergence as module
-from data_prep.score_divergence import NAME, Scorer, mean_scores, score_divergence, table
+from data_prep.score_divergence import NAME, Scorer, main, mean_scores, score_divergence
 from data_prep.stages import Selection
 from tests.corpus_pictures import encoded, picture
 from tmrjax.checkpoints import BEST, CheckpointStore
@@ -119,7 +119,7 @@ def test_scores_are_those_of_the_pair_alone_and_null_without_a_picture(scored, w
     assert manifest["counts"]["texts that are cut"] == sum(len(record.tokens) > 6 for record in records)
     assert manifest["options"]["corpus"] == "tiny corpus" and manifest["options"]["normalise"] == "none"
     assert not scored.info.renormalised_scores
-    assert "without a picture" in table(scored) and "train, generated scores" in mean_scores(scored)
+    assert "train, generated scores" in mean_scores(scored)
 
 
 def test_a_second_run_scores_nothing_and_changes_nothing(scored, workdirs, monkeypatch):
@@ -180,6 +180,15 @@ def test_eight_devices_score_as_one(workdirs):
                 enumerate([(40, 40), (90, 40), (40, 60), (33, 33)] * 3)]  # fmt: skip
     assert scorer.mesh.size == 8
     np.testing.assert_allclose(scorer(texts, pictures), single(texts, pictures), atol=1e-5)
+
+
+def test_the_command_prints_what_there_is(scored, workdirs, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["score_divergence", str(scored.root), f"--checkpoint={workdirs[0]}", "--batch-size=8"]
+    )
+    main()
+    printed = capsys.readouterr().out
+    assert "without a generated picture" in printed and "test, scores" in printed and "texts that are cut" in printed
 
 
 def test_no_estimator_there_is_told(data, tmp_path):
