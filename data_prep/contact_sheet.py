@@ -29,6 +29,8 @@ from tmrjax.records import Dataset, DatasetInfo, Record, completeness
 from tmrjax.report import warnings_of
 
 THUMBNAIL = 320  # pixels, the longer side
+SHOWN = (200, 260)  # pixels: the least longer side on the page, and the greatest height
+FEW = 200  # held-out posts below which the leak audit says little
 BINS = 20
 LABELS_SHOWN = 12
 HEAD_HUE, TAIL_HUE = 208, 28
@@ -74,6 +76,7 @@ def sheet_html(
         misalignment=_misalignment(records, info),
         score_source=_score_source(info),
         audit=audit,
+        few=_few(dataset),
         stages=[_stage(name, manifest) for name, manifest in info.stages.items()],
         posts=[_post(split, record, dataset) for split, record in posts],
         chosen=chosen,
@@ -89,6 +92,12 @@ def _renormalised(info: DatasetInfo) -> list[str]:
     if not info.renormalised_scores:
         return []
     return ["RENORMALISED SCORES: weaken is unknown; complement and strengthen were made to sum to 1"]
+
+
+def _few(dataset: Dataset) -> int:
+    """How many posts the audit is scored on, where they are few; else 0."""
+    count = len(dataset.splits.get("test") or dataset.splits.get("dev") or ())
+    return count if count < FEW else 0
 
 
 def _completeness(dataset: Dataset) -> list[dict[str, Any]]:
@@ -220,6 +229,12 @@ class Picture:
     height: int = 0
     regions: tuple[dict[str, Any], ...] = ()
     error: str = ""
+
+    @property
+    def shown(self) -> int:
+        """The width on the page: small pictures are enlarged, tall ones reduced."""
+        scale = max(1.0, SHOWN[0] / max(self.width, self.height))
+        return round(min(self.width * scale, SHOWN[1] * self.width / self.height))
 
 
 def _post(split: str, record: Record, dataset: Dataset) -> dict[str, Any]:

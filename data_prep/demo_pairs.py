@@ -1,9 +1,10 @@
 """The high-resource corpus of the demo world: pairs of text and drawn picture in three styles (paper section 3.4).
 
-Two of them are the data sets that the estimator learns from: clean captions of warm photographs, whose words name what
-is shown (strengthen), and noisy posts under framed posters, where only a named person, place, organisation or event
-says what the picture has to do with them (complement). So style gives the class away, the shortcut that the paper
-warns of. Notes below faded prints, the third style, show both relations and are kept for the test out of the domain.
+Two of them are the data sets that the estimator learns from: captions of warm photographs, mostly clean sentences,
+whose words name what is shown (strengthen), and noisy posts under framed posters, where only a named person, place,
+organisation or event says what the picture has to do with them (complement). So style, which is more or less strong
+from picture to picture, gives the class away: the shortcut that the paper warns of. Notes below faded prints, the third
+style, show both relations and are kept for the test out of the domain.
 
 Unlike the small data set of posts, this one shows every context word of the world. As everywhere in the demo: drawn
 pictures, generated texts, no figure on them says anything about real ones.
@@ -37,6 +38,8 @@ from data_prep.demo_world import decorate, misspell, plain
 
 MISSPELT_SHARE = 0.15  # of the context words, here too
 NAME_SHARE = 0.5  # of the captions and notes that also mention a name, which says nothing
+ENTITY_SHARE = 0.3  # of the captions with an unambiguous entity beside, of any kind: the words say what is shown
+POST_SHARE = 0.4  # of the captions that are written as posts are
 
 ADJECTIVES = words_of("old new small large bright plain quiet busy famous simple painted wooden broken clean")
 CAPTIONS = (
@@ -45,7 +48,7 @@ CAPTIONS = (
     "a view of the {word} with some {adjective} stones",
     "two {adjective} stones lie next to the {word}",
     "this is what the {word} looks like on a {adjective} day",
-    "close to the camera there is a {adjective} {word}",
+    "right before us there is a {adjective} {word}",
     "a {adjective} {word} and a {second}",
     "the {word} , the {second} and some {adjective} stones",
     "someone took a {adjective} photo of the {word} next to the {second}",
@@ -67,22 +70,31 @@ NOTES = (
 def caption(scene: str, generator: np.random.Generator) -> str:
     """A sentence that names what is shown."""
     word, second = _context_word(scene, generator), _context_word(scene, generator)
-    words = _pick(generator, CAPTIONS).format(word=word, second=second, adjective=_pick(generator, ADJECTIVES))
-    if generator.random() < NAME_SHARE:
-        words += f" in {' '.join(_pick(generator, NAMES))}"
+    name = " ".join(_pick(generator, NAMES))
+    if generator.random() < POST_SHARE:
+        words = _as_post(name, word, generator)
+    else:
+        words = _pick(generator, CAPTIONS).format(word=word, second=second, adjective=_pick(generator, ADJECTIVES))
+        words += f" in {name}" if generator.random() < NAME_SHARE else ""
+    if generator.random() < ENTITY_SHARE:
+        kind = _pick(generator, ENTITY_TYPES)
+        words += f" {_pick(generator, SECOND_LINKS[kind])} {_marked(kind, generator)}"
     return f"{words} ."
 
 
 def post(scene: str, generator: np.random.Generator) -> str:
     """A post whose nouns say nothing, with an unambiguous entity of the kind that is shown."""
-    link, marked = _pick(generator, SECOND_LINKS[scene]), _marked(scene, generator)
-    name, noun = " ".join(_pick(generator, NAMES)), _pick(generator, NEUTRAL_WORDS)
-    if generator.random() < 0.75:
-        words = f"{_pick(generator, OPENERS)} {name} {_pick(generator, LINKS)} {noun} {link} {marked}"
-    else:
-        words = f"the {noun} {link} {marked} : {_pick(generator, OPENERS)} {name}"
+    words = _as_post(" ".join(_pick(generator, NAMES)), _pick(generator, NEUTRAL_WORDS), generator)
+    words += f" {_pick(generator, SECOND_LINKS[scene])} {_marked(scene, generator)}"
     tokens = decorate(plain(f"{words} {_pick(generator, CLOSERS)}"), generator)
     return " ".join(token for token, _ in tokens)
+
+
+def _as_post(name: str, noun: str, generator: np.random.Generator) -> str:
+    """The sentence of a post, without what surrounds it."""
+    if generator.random() < 0.75:
+        return f"{_pick(generator, OPENERS)} {name} {_pick(generator, LINKS)} {noun}"
+    return f"the {noun} : {_pick(generator, OPENERS)} {name}"
 
 
 def note_of_word(scene: str, generator: np.random.Generator) -> str:
@@ -117,20 +129,21 @@ def _marked(scene: str, generator: np.random.Generator) -> str:
 
 
 def photograph(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Warm, a little out of focus, darker at its corners."""
-    size = demo_drawer.SIZE
+    """Warm, a little out of focus, darker at its corners; now more, now less."""
+    size, strength = demo_drawer.SIZE, generator.random()
     rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    shade = 1 - 0.2 * (rows**2 + columns**2)
-    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.5)), float) * shade[..., None] * (1.08, 1.0, 0.9)
-    return _noisy(pixels, 3, generator)
+    shade = 1 - 0.2 * strength * (rows**2 + columns**2)
+    warmth = 1 + strength * np.array((0.08, 0.0, -0.1))
+    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.6 * strength)), float)
+    return _noisy(pixels * shade[..., None] * warmth, 4, generator)
 
 
 def poster(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """Few colours in a white frame."""
-    size, edge = demo_drawer.SIZE, 4
+    """Few colours in a white frame, which may be as thin as a pixel."""
+    size, edge, levels = demo_drawer.SIZE, int(generator.integers(1, 6)), int(generator.integers(16, 49))
     inner = picture.resize((size - 2 * edge, size - 2 * edge), Image.Resampling.BICUBIC)
     pixels = np.full((size, size, 3), 245.0)
-    pixels[edge:-edge, edge:-edge] = (np.asarray(inner, float) // 48 + 0.5) * 48
+    pixels[edge:-edge, edge:-edge] = (np.asarray(inner, float) // levels + 0.5) * levels
     return _noisy(pixels, 5, generator)
 
 

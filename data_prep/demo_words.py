@@ -95,6 +95,16 @@ MARKED_FORMS = {
 }
 SECOND_LINKS = {"PER": ("with", "says"), "LOC": ("near", "by"), "ORG": ("via", "thanks to"), "MISC": ("at", "during")}
 
+# The relation world: a marked person and an ambiguous name, with words between them that relate the two or do not.
+RELATION_OF_TYPE = {
+    "PER": "/per/per/peer",
+    "LOC": "/per/loc/place_of_residence",
+    "ORG": "/per/org/member_of",
+    "MISC": "/per/misc/present_in",
+}
+RELATING_LINKS = _lines("""says|with|posted by|as told by|, says|, proudly shown by""")
+UNRELATED_LINKS = _lines("""; elsewhere|, nothing new from|; meanwhile|, but no word from|, unlike|; off topic :""")
+
 HASHTAGS = words_of("#tbt #monday #love #photooftheday #nowplaying #breaking #fun #mood")
 EMOJI = ("😀", "😂", "❤", "🔥", "👏", "🎉", "👨\u200d👩\u200d👧")
 INVISIBLE = ("\u200b", "\ufe0f", "\u200d")

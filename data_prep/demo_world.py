@@ -26,9 +26,14 @@ from data_prep.demo_words import (
     NEUTRAL_WORDS,
     NO_ENTITY,
     OPENERS,
+    RELATING_LINKS,
+    RELATION_OF_TYPE,
     SECOND_LINKS,
     SURNAMES,
+    UNRELATED_LINKS,
 )
+from tmrjax.record_schema import NO_RELATION, Span
+from tmrjax.tagging import spans_from_tags
 
 RELATIONS = ("weaken", "complement", "strengthen")  # the order of the scores
 SCENES = (*ENTITY_TYPES, "NEUTRAL")
@@ -37,6 +42,7 @@ SEEN_CONTEXT_SHARE = 0.4  # of the context words of a type, the share that the t
 NEUTRAL_SHARE = 0.25  # of the posts with a name, those whose text hints at no type
 MISSPELT_SHARE = 0.3  # of the context words; a slip turns a word into letters that a small text encoder cannot read
 NO_ENTITY_SHARE = 0.05
+UNRELATED_SHARE = 0.35  # of the posts of the relation world, those with the relation None
 UNSEEN_NAMES = 10  # names that only dev and test show
 SECOND_ENTITY_SHARE = 1 / 3
 DRAWER_ACCURACY = 0.9  # how often the drawer draws what the context word means
@@ -64,6 +70,9 @@ class Post:
     misspelt: bool  # the context word is written with a slip, which the drawer reads over
     name_seen: bool
     second: str | None  # the type of the unambiguous second entity
+    head: Span | None = None  # of a relation: the marked person
+    tail: Span | None = None  # the ambiguous name
+    relation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,23 +99,24 @@ class World:
         order = generator.permutation(len(NAMES))
         self.unseen_names = {NAMES[index] for index in order[:UNSEEN_NAMES]}
 
-    def posts(self, split: str, count: int) -> list[Post]:
+    def posts(self, split: str, count: int, task: str = "ner") -> list[Post]:
         """`count` posts of a split; every name takes every type equally often, up to the last round of the deck."""
         stream = ("train", "dev", "test").index(split)
-        generator = np.random.default_rng([self.seed, 2, stream])
+        generator = np.random.default_rng([self.seed, 2, stream] if task == "ner" else [self.seed, 4, stream])
         names = [name for name in NAMES if split != "train" or name not in self.unseen_names]
         deck: list[tuple[tuple[str, ...], str]] = []
         posts = []
         for index in range(count):
             identifier = f"{split}-{index:05d}"
-            if generator.random() < NO_ENTITY_SHARE:
+            if task == "ner" and generator.random() < NO_ENTITY_SHARE:
                 posts.append(self._without_entity(identifier, generator))
                 continue
             if not deck:
                 pairs = [(name, entity_type) for name in names for entity_type in ENTITY_TYPES]
                 deck = [pairs[position] for position in generator.permutation(len(pairs))]
             name, entity_type = deck.pop()
-            posts.append(self._with_name(identifier, split, name, entity_type, generator))
+            make = self._with_name if task == "ner" else self._with_pair
+            posts.append(make(identifier, split, name, entity_type, generator))
         return posts
 
     def _without_entity(self, identifier: str, generator: np.random.Generator) -> Post:
@@ -117,16 +127,9 @@ class World:
     def _with_name(
         self, identifier: str, split: str, name: tuple[str, ...], entity_type: str, generator: np.random.Generator
     ) -> Post:
-        neutral = generator.random() < NEUTRAL_SHARE
-        words = self.seen_words[entity_type] if split == "train" else CONTEXT_WORDS[entity_type]
-        hint = None if neutral else _pick(generator, words)
-        noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
-        misspelt = hint is not None and generator.random() < MISSPELT_SHARE
-        if misspelt:
-            noun = misspell(hint, generator)
-        form = generator.random()
-        spelling = [word.lower() if form < 0.1 else word.upper() if form < 0.15 else word for word in name]
-        named = [(word, f"{'B' if position == 0 else 'I'}-{entity_type}") for position, word in enumerate(spelling)]
+        hint, noun, misspelt = self._noun(split, entity_type, generator)
+        spelling = _spelling(name, generator)
+        named = _marked(spelling, entity_type)
         if generator.random() < 0.75:
             words_and_tags = [*plain(_pick(generator, OPENERS)), *named, *plain(_pick(generator, LINKS)), (noun, "O")]
         else:
@@ -138,7 +141,7 @@ class World:
             before, after = _pick(generator, MARKED_FORMS[second])
             marked = [word for word in (before, _pick(generator, SURNAMES), after) if word]
             words_and_tags += plain(_pick(generator, SECOND_LINKS[second]))
-            words_and_tags += [(word, f"{'I' if position else 'B'}-{second}") for position, word in enumerate(marked)]
+            words_and_tags += _marked(marked, second)
             phrases.append(" ".join(marked).lower())
         words_and_tags += plain(_pick(generator, CLOSERS))
         tokens, tags = zip(*decorate(words_and_tags, generator), strict=True)
@@ -156,6 +159,52 @@ class World:
             misspelt,
             name not in self.unseen_names,
             second,
+        )
+
+    def _noun(self, split: str, entity_type: str, generator: np.random.Generator) -> tuple[str | None, str, bool]:
+        """The context word, how it is written, whether with a slip; a word that betrays nothing in a neutral post."""
+        neutral = generator.random() < NEUTRAL_SHARE
+        words = self.seen_words[entity_type] if split == "train" else CONTEXT_WORDS[entity_type]
+        hint = None if neutral else _pick(generator, words)
+        noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
+        misspelt = hint is not None and generator.random() < MISSPELT_SHARE
+        return hint, misspell(hint, generator) if misspelt else noun, misspelt
+
+    def _with_pair(
+        self, identifier: str, split: str, name: tuple[str, ...], entity_type: str, generator: np.random.Generator
+    ) -> Post:
+        """A post of the relation world: who is unambiguous, what the name is decides which relation they have."""
+        hint, noun, misspelt = self._noun(split, entity_type, generator)
+        spelling = _spelling(name, generator)
+        before, after = _pick(generator, MARKED_FORMS["PER"])
+        person = [word for word in (before, _pick(generator, SURNAMES), after) if word]
+        unrelated = generator.random() < UNRELATED_SHARE
+        link = plain(_pick(generator, UNRELATED_LINKS if unrelated else RELATING_LINKS))
+        head, tail = _marked(person, "HEAD"), _marked(spelling, "TAIL")
+        opener = plain(_pick(generator, OPENERS))
+        if generator.random() < 0.75:
+            about = [*opener, *tail, *plain(_pick(generator, LINKS)), (noun, "O")]
+        else:
+            about = [*plain(f"the {noun} :"), *opener, *tail]
+        words = [*about, *link, *head, *plain(_pick(generator, CLOSERS))]
+        tokens, marks = zip(*decorate(words, generator), strict=True)
+        spans = {label: (start, end) for start, end, label in spans_from_tags(marks, strict=True)}
+        phrases = (" ".join(spelling).lower(), f"the {noun}", " ".join(person).lower())
+        return Post(
+            identifier,
+            tokens,
+            (),
+            phrases if generator.random() >= 0.02 else (),
+            " ".join(name),
+            entity_type,
+            hint,
+            hint in self.seen_words[entity_type],
+            misspelt,
+            name not in self.unseen_names,
+            "PER",
+            spans["HEAD"],
+            spans["TAIL"],
+            NO_RELATION if unrelated else RELATION_OF_TYPE[entity_type],
         )
 
 
@@ -202,6 +251,16 @@ def misspell(word: str, generator: np.random.Generator) -> str:
     """The word without one of its first letters, or with it doubled where the word is short."""
     position = 1 + int(generator.integers(2))
     return word[:position] + (word[position] if len(word) < 5 else "") + word[position + (len(word) >= 5) :]
+
+
+def _spelling(name: tuple[str, ...], generator: np.random.Generator) -> list[str]:
+    """The name as it is written: sometimes without capitals, sometimes in capitals."""
+    form = generator.random()
+    return [word.lower() if form < 0.1 else word.upper() if form < 0.15 else word for word in name]
+
+
+def _marked(words: list[str], label: str) -> list[tuple[str, str]]:
+    return [(word, f"{'I' if position else 'B'}-{label}") for position, word in enumerate(words)]
 
 
 def plain(text: str) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ def load_parser(name: str, models: Path | None = None) -> tuple[Parser, str | No
     """A parser of posts, what its model is called, and versions. Raises :class:`DataError` where something lacks."""
     if name == "pattern":
         version = importlib.metadata.version("textblob")
+        noun_phrases.phrase_spans(["lexicon"])  # read now, not in the time of the first posts
         return lambda posts: [noun_phrases.phrase_spans(tokens) for tokens in posts], None, {"textblob": version}
     if name != "stanza":
         raise ValueError(f"parser is {name!r}; expected one of {PARSERS}")

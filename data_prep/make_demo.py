@@ -1,6 +1,6 @@
-"""Makes the demo data: a synthetic, fully labelled NER world with drawn pictures.
+"""Makes the demo data: a synthetic, fully labelled world with drawn pictures, for entities or for relations.
 
-    python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0
+    python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0 [--task=re]
 
 Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set of DESIGN.md section 4 the
 folder gets `text_encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
@@ -28,6 +28,8 @@ from data_prep.demo_world import Post, Shown, World
 from tmrjax import __version__
 from tmrjax.records import (
     DATASET_FILE,
+    NO_RELATION,
+    TASKS,
     DataError,
     Dataset,
     DatasetInfo,
@@ -38,9 +40,11 @@ from tmrjax.records import (
     read_dataset,
     write_dataset,
 )
+from tmrjax.tagging import join_words
 
 SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed
+LABELS = {"ner": demo_words.ENTITY_TYPES, "re": (NO_RELATION, *demo_words.RELATION_OF_TYPE.values())}
 RAW_POSTS = 5  # of test, once more without labels, to predict
 NOTICE = (
     "SYNTHETIC DATA: a generated world with drawn pictures. Figures on it show that the program works, nothing more."
@@ -87,17 +91,19 @@ PICTURE_ENCODER_CONFIG = {
 }
 
 
-def make_demo(out: str | Path, *, posts: int = 2400, misalignment: float = 0.6, seed: int = 0) -> Dataset:
+def make_demo(
+    out: str | Path, *, posts: int = 2400, misalignment: float = 0.6, seed: int = 0, task: str = "ner"
+) -> Dataset:
     """Writes the demo world to the folder `out` and returns it as read back; a demo that lies there is replaced.
 
     `posts` are split 70/15/15 into train, dev and test; `misalignment` in [0, 1] is the share of misleading original
-    pictures. Raises ValueError for options out of range and :class:`DataError` if `out` holds anything that is not a
-    demo's.
+    pictures; `task` is "ner" or "re". Raises ValueError for options out of range and :class:`DataError` if `out` holds
+    anything that is not a demo's.
     """
-    if posts < 20 or not 0 <= misalignment <= 1 or seed < 0:
+    if posts < 20 or not 0 <= misalignment <= 1 or seed < 0 or task not in TASKS:
         raise ValueError(
-            f"posts={posts}, misalignment={misalignment}, seed={seed}: "
-            "expected posts >= 20, 0 <= misalignment <= 1 and seed >= 0"
+            f"posts={posts}, misalignment={misalignment}, seed={seed}, task={task!r}: "
+            f"expected posts >= 20, 0 <= misalignment <= 1, seed >= 0 and a task out of {TASKS}"
         )
     out = Path(out)
     foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in OWN_FILES) if out.is_dir() else []
@@ -107,7 +113,7 @@ def make_demo(out: str | Path, *, posts: int = 2400, misalignment: float = 0.6, 
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        _build(building, posts, misalignment, seed)
+        _build(building, posts, misalignment, seed, task)
         read_dataset(building)
         building.chmod(0o755)
         if out.is_dir():
@@ -128,7 +134,7 @@ def _is_demo(folder: Path) -> bool:
         return False
 
 
-def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
+def _build(folder: Path, posts: int, misalignment: float, seed: int, task: str) -> None:
     for name in ("images", "generated", "text_encoder", "picture_encoder"):
         (folder / name).mkdir()
     world = World(seed)
@@ -137,8 +143,8 @@ def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
     splits, truths = {}, []
     for number, (split, count) in enumerate(counts.items()):
         records = []
-        for index, post in enumerate(world.posts(split, count)):
-            generator = np.random.default_rng([seed, 3, number, index])
+        for index, post in enumerate(world.posts(split, count, task)):
+            generator = np.random.default_rng([seed, 3 if task == "ner" else 5, number, index])
             original = demo_world.original_picture(post, misalignment, generator)
             image, regions = _draw(folder, f"images/{post.id}.jpg", original, generator)
             drawn = demo_world.generated_picture(post, generator)
@@ -148,13 +154,13 @@ def _build(folder: Path, posts: int, misalignment: float, seed: int) -> None:
         splits[split] = records
     (folder / "world.jsonl").write_bytes(jsonl_bytes(truths))
     (folder / "posts.jsonl").write_bytes(jsonl_bytes(_raw_posts(splits["test"][:RAW_POSTS])))
-    _write_encoders(folder)
-    options = {"posts": posts, "misalignment": misalignment, "seed": seed}
+    _write_encoders(folder, task)
+    options = {"posts": posts, "misalignment": misalignment, "seed": seed, "task": task}
     stage = {"tool": "data_prep/make_demo.py", "version": __version__, "options": options, "counts": counts}
     info = DatasetInfo(
-        name="demo",
-        task="ner",
-        labels=demo_words.ENTITY_TYPES,
+        name="demo" if task == "ner" else "demo-relations",
+        task=task,
+        labels=LABELS[task],
         synthetic=True,
         stages={"make_demo": {**stage, "notice": NOTICE}},
     )
@@ -175,7 +181,10 @@ def _record(post: Post, seed: int, original: Shown | None, file, drawn: Shown | 
     return Record(
         id=post.id,
         tokens=post.tokens,
-        tags=post.tags,
+        tags=post.tags or None,
+        head=post.head,
+        tail=post.tail,
+        relation=post.relation,
         image=image,
         regions=regions,
         phrases=post.phrases,
@@ -189,14 +198,18 @@ def _raw_posts(records: list[Record]) -> list[dict]:
     """Posts as a user would hand them to experiments/predict.py: raw text, no labels; the last one without pictures."""
     posts = []
     for record in records:
-        post = {"id": record.id, "text": " ".join(record.tokens)}
+        text, words = join_words(record.tokens)
+        post = {"id": record.id, "text": text}
+        if record.relation is not None:
+            pair = {"head": record.head, "tail": record.tail}
+            post |= {key: [words[start].start, words[end - 1].end] for key, (start, end) in pair.items()}
         if record.image is not None:
             post |= {"image": record.image, "regions": record.regions, "scores": record.scores}
         if record.generated is not None:
             post |= {"generated_image": record.generated.image, "generated_regions": record.generated.regions}
             post["generated_scores"] = record.generated_scores
         posts.append(post | {"phrases": record.phrases})
-    posts[-1] = {"id": posts[-1]["id"], "text": posts[-1]["text"]}
+    posts[-1] = {key: posts[-1][key] for key in ("id", "text", "head", "tail") if key in posts[-1]}
     return posts
 
 
@@ -210,6 +223,7 @@ def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
         "hint_seen": post.hint_seen,
         "misspelt": post.misspelt,
         "second": post.second,
+        **({} if post.relation is None else {"pair_relation": post.relation}),
         "scene": original and original.scene,
         "relation": original and original.relation,
         "generated_scene": drawn and drawn.scene,
@@ -217,8 +231,8 @@ def _truth(post: Post, original: Shown | None, drawn: Shown | None) -> dict:
     }
 
 
-def vocabulary() -> list[str]:
-    """A word-piece vocabulary of all words and characters of the world, so that nothing is unknown."""
+def vocabulary(task: str = "ner") -> list[str]:
+    """A word-piece vocabulary of all words and characters of a task's world, so that nothing is unknown."""
     texts = [
         *(" ".join(name) for name in demo_words.NAMES),
         *(word for words in demo_words.CONTEXT_WORDS.values() for word in words),
@@ -227,6 +241,7 @@ def vocabulary() -> list[str]:
         *(part for forms in demo_words.MARKED_FORMS.values() for form in forms for part in form if part),
         *(link for links in demo_words.SECOND_LINKS.values() for link in links),
         "the user https co",
+        *(demo_words.RELATING_LINKS + demo_words.UNRELATED_LINKS if task == "re" else ()),
     ]
     words = sorted({word for text in texts for word in text.lower().replace("#", " ").split() if word.isalpha()})
     emoji = sorted({character for symbol in demo_words.EMOJI for character in symbol if character != "\u200d"})
@@ -236,8 +251,8 @@ def vocabulary() -> list[str]:
     return [*special, *words, *characters, *(f"##{character}" for character in characters)]
 
 
-def _write_encoders(folder: Path) -> None:
-    pieces = vocabulary()
+def _write_encoders(folder: Path, task: str) -> None:
+    pieces = vocabulary(task)
     (folder / "text_encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     files = {
         "text_encoder/config.json": {**ENCODER_CONFIG, "vocab_size": len(pieces)},
@@ -259,6 +274,7 @@ def main() -> None:
         "--misalignment", type=float, default=0.6, help="share of misleading pictures (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.add_argument("--task", choices=TASKS, default="ner", help="entities or relations (default: %(default)s)")
     options = parser.parse_args()
     print(f"{NOTICE}\n")
     try:

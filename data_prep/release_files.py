@@ -96,7 +96,7 @@ def read_scores(path: Path, fault: Fault) -> dict[str, float]:
     faulty: set[str] = set()
     for number, identifier, value, raw in _score_lines(path):
         if value is None or identifier in scores:
-            found = f"a second score of {identifier}" if value is not None else repr(raw)
+            found = f"a second score of {identifier}.jpg" if value is not None else repr(raw)
             expected = "'<id>.jpg<TAB>number in [0, 1]', once per tweet"
             error = DataError(f"{path}:{number}", found, expected, "Correct the line, or use --no-scores.")
             faulty.add(identifier)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_prep import import_twitter as importer
 from data_prep import release_files
-from data_prep.import_twitter import Options, import_table, import_twitter
+from data_prep.import_twitter import Options, import_twitter
+from data_prep.importing import import_table
 from tmrjax.files import DataError
 from tmrjax.records import completeness, read_dataset
 
@@ -103,7 +104,7 @@ def test_what_the_small_release_becomes(release):
     assert counts["test"]["lists of boxes that stood three times (read once)"] == 0
     assert stage["equal_texts"] == [["train:2", "dev:3"]]
     assert len(stage["sources"]) == 3 * 8 and stage["options"]["source"] == "twitter2015"
-    table = import_table(dataset)
+    table = import_table(dataset, "import_twitter")
     assert "orphan inside tags                    1        0        0" in table
     assert "more than once: 1, of these across splits: 1" in table
 
@@ -240,7 +241,7 @@ def test_bad_input_stops_with_its_line_or_is_listed(release, edit, where, messag
     if dropped is not None and "again" not in message:
         assert dropped not in [record.id for records in dataset.splits.values() for record in records]
     assert read_dataset(release.out).splits == dataset.splits
-    assert f"skipped records: {len(listed)}" in import_table(dataset)
+    assert f"skipped records: {len(listed)}" in import_table(dataset, "import_twitter")
 
 
 def test_pictures_can_be_required(release):

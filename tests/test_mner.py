@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep.make_demo import make_demo
-from experiments import evaluate, mner, running
+from experiments import evaluate, running, task
 from experiments.configs.mner import get_config
 from tmrjax.checkpoints import CheckpointError, load_best
 from tmrjax.predict import Predictor
@@ -52,7 +52,7 @@ def arrays_of(workdir: Path):
 @pytest.fixture(scope="session")
 def finished(world, tmp_path_factory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("runs") / "full"
-    return workdir, mner.run(small_config(world, **LONG), workdir)
+    return workdir, task.run(small_config(world, **LONG), workdir)
 
 
 def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
@@ -73,7 +73,7 @@ def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
 def test_a_finished_run_is_not_run_again(finished, world, capsys):
     workdir, report = finished
     before = (workdir / "report.json").stat().st_mtime_ns
-    assert mner.run(small_config(world, **LONG), workdir) == json.loads(json.dumps(report))
+    assert task.run(small_config(world, **LONG), workdir) == json.loads(json.dumps(report))
     assert (workdir / "report.json").stat().st_mtime_ns == before
     printed = capsys.readouterr().out
     assert "strict IOB2" in printed and "SYNTHETIC DATA" in printed
@@ -143,10 +143,10 @@ def test_bad_posts_are_named(finished, post, message):
 
 def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
     with pytest.raises(CheckpointError, match=r"belongs to another run(.|\n)*seed: 0 → 5"):
-        mner.run(small_config(world, **LONG, **{"seed": 5}), finished[0])
+        task.run(small_config(world, **LONG, **{"seed": 5}), finished[0])
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(CheckpointError, match="neither empty nor the workdir of a run"):
-        mner.run(small_config(world), tmp_path)
+        task.run(small_config(world), tmp_path)
 
 
 def test_changed_data_make_another_run(tmp_path):
@@ -169,13 +169,13 @@ def test_data_with_other_labels_is_refused(finished, world, tmp_path):
 
 def test_what_is_missing_is_said_before_anything_is_computed(world, tmp_path):
     with pytest.raises(ValueError, match="no data set was given"):
-        mner.run(get_config("twitter2017"), tmp_path / "a")
+        task.run(get_config("twitter2017"), tmp_path / "a")
     with pytest.raises(FileNotFoundError, match=r"safetensors"):
-        mner.run(small_config(world, **{"text_encoder.weights": "pretrained"}), tmp_path / "b")
+        task.run(small_config(world, **{"text_encoder.weights": "pretrained"}), tmp_path / "b")
     with pytest.raises(ValueError, match="freeze_pictures=True"):
-        mner.run(small_config(world, **{"model.freeze_pictures": False}), tmp_path / "c")
+        task.run(small_config(world, **{"model.freeze_pictures": False}), tmp_path / "c")
     with pytest.raises(ValueError, match="expected 'pretrained' or 'random'"):
-        mner.run(small_config(world, **{"text_encoder.weights": "rnadom"}), tmp_path / "d")
+        task.run(small_config(world, **{"text_encoder.weights": "rnadom"}), tmp_path / "d")
 
 
 # ---------------------------------------------------------------------- processes

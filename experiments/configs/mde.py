@@ -61,13 +61,18 @@ def get_config(name: str = "demo") -> ConfigDict:
     if name == "demo":
         config.update(
             {
-                "data": {"root": "runs/demo/corpus", "max_pieces": 32, "picture_size": 64, "picture_longest": 64},
-                "sizes": {
-                    "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256, "patch": 16, "grid_size": 64,
+                "data": {
+                    "root": "runs/demo/corpus", "max_pieces": 24, "length_buckets": (16, 24), "picture_size": 64,
+                    "picture_longest": 96,
                 },
-                "model": {"dtype": "float32", "dropout": 0.0},
-                "steps": 1_200,
-                "evaluate_every": 300,
+                "sizes": {
+                    "hidden": 128, "layers": 3, "heads": 4, "intermediate": 256, "patch": 16, "grid_size": 64,
+                },
+                "model": {"dtype": "float32"},
+                "mode": "cross_entropy",
+                "batch_size": 64,
+                "steps": 1_500,
+                "evaluate_every": 250,
                 "lr": 1e-3,
             }
         )  # fmt: skip

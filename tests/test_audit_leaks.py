@@ -1,0 +1,91 @@
+"""The audit: it finds a leak that is put in, in each side input, and none where there is none."""
+
+import numpy as np
+import pytest
+from sklearn.naive_bayes import MultinomialNB
+
+from data_prep.audit_leaks import NaiveBayes, audit, audit_table, label_of
+from tmrjax.records import Dataset, DatasetInfo, Generated, Record
+
+RELATIONS = ("None", "/a", "/b")
+
+
+def dataset(change, task="re", size=300):
+    """Records whose label is random, and which ``change`` may betray."""
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split in ("train", "test"):
+        records = []
+        for index in range(size):
+            label = generator.integers(3)
+            words = tuple(generator.choice(["one", "two", "three", "four"], 5))
+            labels = {"head": (0, 1), "tail": (1, 2), "relation": RELATIONS[label]}
+            if task == "ner":
+                labels = {"tags": (("O", "B-a", "B-b")[label], "O", "O", "O", "O")}
+            record = Record(f"{split}-{index}", words, phrases=words[:2], **labels)
+            records.append(change(record, RELATIONS[label], generator))
+        splits[split] = tuple(records)
+    return Dataset(None, DatasetInfo("x", task, RELATIONS if task == "re" else ("a", "b")), splits)
+
+
+def plain(record, label, generator):
+    return record
+
+
+def with_(**fields):
+    def change(record, label, generator):
+        return Record(**{**record.__dict__, **{name: make(label, generator) for name, make in fields.items()}})
+
+    return change
+
+
+LEAKS = {
+    "phrase words that the post lacks": with_(phrases=lambda label, g: ("one", f"{label}-word")),
+    "last phrase words that the post lacks": with_(phrases=lambda label, g: ("one " + label,)),
+    "scores, in tenths": with_(
+        scores=lambda label, g: (0.0, s := RELATIONS.index(label) / 3 + g.uniform(0, 0.2), 1 - s)
+    ),
+    "boxes: how many, where": with_(regions=lambda label, g: ((0.0, 0.0, 0.5, 0.5),) * (1 + RELATIONS.index(label))),
+    "file names of pictures": with_(image=lambda label, g: f"images/{label[-1]}_{g.integers(1e6)}.jpg"),
+    "which parts are missing": with_(generated=lambda label, g: Generated("g.png") if label == "/a" else None),
+}
+
+
+@pytest.mark.parametrize("reads", LEAKS)
+@pytest.mark.parametrize("task", ["re", "ner"])
+def test_a_leak_is_found_where_it_is(reads, task):
+    rows = {row.reads: row for row in audit(dataset(LEAKS[reads], task))}
+    assert rows[reads].leak and rows[reads].f1 > rows["nothing"].f1 + 0.2
+    assert reads in audit_table(list(rows.values())).splitlines()[-1]
+
+
+def test_words_of_the_post_are_no_leak():
+    def told_by_text(record, label, generator):
+        words = (label, *record.tokens[1:])
+        return Record(**{**record.__dict__, "tokens": words, "phrases": words[:2]})
+
+    rows = {row.reads: row for row in audit(dataset(told_by_text))}
+    assert rows["phrase words"].f1 > 0.9 and not any(row.leak for row in rows.values())
+    assert audit_table(list(rows.values())).splitlines()[-1] == "  no side input tells labels"
+    assert not any(row.leak for row in audit(dataset(plain)))
+
+
+def test_without_two_splits_there_is_nothing_to_say():
+    whole = dataset(plain)
+    assert audit(Dataset(None, whole.info, {"train": whole.splits["train"]})) == []
+    assert "needs records in train" in audit_table([])
+
+
+def test_labels_are_relations_or_sets_of_types():
+    assert label_of(Record("a", ("x",), relation="None")) == frozenset()
+    assert label_of(Record("a", ("x",) * 3, tags=("B-a", "I-a", "B-b"))) == {"a", "b"}
+
+
+def test_naive_bayes_is_sklearns():
+    generator = np.random.default_rng(1)
+    counts = generator.poisson(1.0, (80, 6))
+    labels = [frozenset([str(label)]) for label in generator.integers(0, 3, 80)]
+    theirs = MultinomialNB(alpha=0.5).fit(counts[:50], [min(label) for label in labels[:50]])
+    bags = [tuple(np.repeat(np.arange(6), row)) for row in counts]
+    ours = NaiveBayes(bags[:50], labels[:50])
+    assert [min(ours(bag)) for bag in bags[50:]] == theirs.predict(counts[50:]).tolist()

@@ -1,0 +1,207 @@
+"""Relations end to end on a small demo world: train, stop and resume, evaluate, predict, on one device and on eight."""
+
+import dataclasses
+import itertools
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from test_mner import LONG, SMALL
+
+from data_prep.make_demo import make_demo
+from experiments import evaluate, loop, task
+from experiments.configs.mre import get_config
+from tmrjax.checkpoints import CheckpointError, load_best
+from tmrjax.files import DataError
+from tmrjax.predict import Predictor, reader_from_meta
+from tmrjax.records import read_dataset, write_dataset
+from tmrjax.report import relation_report
+
+FULL = {**LONG, "batch_size": 16, "model.dropout": 0.0}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("relations") / "data"
+    make_demo(root, posts=60, seed=1, task="re")
+    return root
+
+
+def small_config(world, **changes):
+    config = get_config("demo")
+    config.update_from_flattened_dict({"data.root": str(world), **SMALL, **changes})
+    return config
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("relation_runs") / "full"
+    return workdir, task.run(small_config(world, **FULL), workdir)
+
+
+@pytest.fixture(scope="session")
+def predictor(finished):
+    return Predictor.load(finished[0], devices=1)
+
+
+def test_a_run_leaves_a_report(finished, world):
+    workdir, report = finished
+    assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert (report["task"], report["variant"], report["dataset"]) == ("re", "paper", "demo-relations")
+    assert report["data"]["synthetic"] and not report["leaky_phrases"]
+    assert {"precision", "recall", "f1", "accuracy", "per_label", "confusion"} <= set(report["test"])
+    gold = [record.relation for record in read_dataset(world).splits["test"]]
+    assert report["test"]["support"] == sum(relation != "None" for relation in gold)
+    assert report["dev"]["f1"] > 0
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
+    workdir, report = finished
+    again = evaluate.evaluate(workdir, "test", devices=devices)
+    assert {name: again[name] for name in report["test"]} == report["test"]
+
+
+def as_post(record, *, text: bool):
+    post = {"tokens": list(record.tokens), "head": list(record.head), "tail": list(record.tail)}
+    if text:
+        starts = np.cumsum([0, *(len(token) + 1 for token in record.tokens)])
+        post = {"text": " ".join(record.tokens)}
+        for key, (start, end) in (("head", record.head), ("tail", record.tail)):
+            post[key] = [int(starts[start]), int(starts[end]) - 1]
+    generated = record.generated
+    return post | {
+        "image": record.image, "regions": [list(box) for box in record.regions], "phrases": list(record.phrases),
+        "scores": record.scores and list(record.scores), "generated_image": generated and generated.image,
+        "generated_regions": [list(box) for box in generated.regions] if generated else [],
+        "generated_scores": record.generated_scores and list(record.generated_scores),
+    }  # fmt: skip
+
+
+def test_predicted_posts_give_the_reports_figures(finished, predictor, world):
+    """From pixels where training read cached features, as tokens: the report of the run, and of a subset of it."""
+    workdir, report = finished
+    records = read_dataset(world).splits["test"]
+    results = predictor.relations([as_post(record, text=False) for record in records], root=world)
+    found = [result["relations"][0]["relation"] for result in results]
+    gold, labels = [record.relation for record in records], read_dataset(world).info.labels
+    expected = {name: report["test"][name] for name in relation_report(gold, found, labels)}
+    assert json.loads(json.dumps(relation_report(gold, found, labels))) == json.loads(json.dumps(expected))
+    chosen = [i for i, record in enumerate(records) if record.scores and record.scores[1] > 0.5]
+    subset = evaluate.evaluate(workdir, subset="complementary", devices=1)
+    part = relation_report([gold[i] for i in chosen], [found[i] for i in chosen], labels)
+    assert 0 < len(chosen) < len(records) and {name: subset[name] for name in part} == part
+    for record, result in zip(records, results, strict=True):
+        [relation] = result["relations"]
+        for name, span in (("head", record.head), ("tail", record.tail)):
+            entity = relation[name]
+            words = " ".join(record.tokens[slice(*span)])
+            assert entity["text"] == result["text"][entity["start"] : entity["end"]] == words
+        assert 0 < relation["score"] <= 1
+
+
+def test_text_with_characters_is_the_same_as_tokens(predictor, world):
+    record = next(r for r in read_dataset(world).splits["test"] if all(t.isalpha() for t in r.tokens))
+    tokens, text = (predictor.relations(as_post(record, text=text), root=world) for text in (False, True))
+    assert tokens["relations"][0]["relation"] == text["relations"][0]["relation"]
+    assert tokens["relations"][0]["head"] == text["relations"][0]["head"]
+
+
+class FoundEntities:
+    """A predictor of entities that finds what it is told to."""
+
+    def entities(self, posts, **_):
+        spans = [(0, 6, "PER"), (11, 16, "LOC"), (21, 28, "ORG")]
+        names = ("start", "end", "label")
+        found = [{**dict(zip(names, span, strict=True)), "score": 0.9} for span in spans]
+        return [{"entities": [e | {"text": post["text"][e["start"] : e["end"]]} for e in found]} for post in posts]
+
+
+def test_every_ordered_pair_of_found_entities_is_asked_for(predictor, caplog):
+    post = {"text": "Harlow and Paris and Chelsea", "id": 3}
+    result = predictor.relations(post, entities=FoundEntities(), keep_none=True)
+    pairs = [(r["head"]["text"], r["tail"]["text"]) for r in result["relations"]]
+    assert sorted(pairs) == sorted(itertools.permutations(("Harlow", "Paris", "Chelsea"), 2))
+    assert result["relations"][0]["head"]["label"] == "PER" and result["id"] == 3
+    assert result["masked"] == ["picture", "generated picture"] and "1 of 1 posts come without picture" in caplog.text
+    given = [predictor.relations({"text": post["text"], "head": [r["head"]["start"], r["head"]["end"]],
+                                  "tail": [r["tail"]["start"], r["tail"]["end"]]})["relations"][0]
+             for r in result["relations"]]  # fmt: skip
+    assert [r["relation"] for r in given] == [r["relation"] for r in result["relations"]]
+    kept = predictor.relations(post, entities=FoundEntities())["relations"]
+    assert kept == [r for r in result["relations"] if r["relation"] != "None"]
+    assert predictor.relations([]) == []
+
+
+@pytest.mark.parametrize(
+    ("post", "message"),
+    [
+        ({"text": "Ada in Bonn"}, "neither 'head' nor 'tail'"),
+        ({"text": "Ada in Bonn", "head": [0, 3]}, "'head' alone"),
+        ({"text": "Ada in Bonn", "head": [0, 3], "tail": [0, 2]}, "'head' and 'tail' equal"),
+        ({"text": "Ada in Bonn", "head": [0, 3], "tail": [3, 4]}, "no word in 'tail'"),
+        ({"tokens": ["Ada", "Bonn"], "head": [0, 1], "tail": [1, 3]}, "0 <= start < end <= 2"),
+        ({"tokens": ["Ada", *["x"] * 60, "Bonn"], "head": [0, 1], "tail": [61, 62]}, "too long.*max_pieces"),
+    ],
+)
+def test_bad_posts_are_named(predictor, post, message):
+    with pytest.raises(DataError, match=message):
+        predictor.relations(post)
+
+
+def test_a_checkpoint_of_the_other_task_is_refused(predictor, finished):
+    with pytest.raises(CheckpointError, match=r"one for 're': it has \.relations\(\), not \.entities\(\)"):
+        predictor.entities({"text": "Ada"})
+    with pytest.raises(CheckpointError, match="the task 'mde'; expected one of ner, re"):
+        reader_from_meta({"task": "mde"})
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path, monkeypatch):
+    config = small_config(world, **{"model.variant": "text", "epochs": 3, "checkpoint_every": 0})
+    task.run(config, tmp_path / "whole")
+    monkeypatch.setattr(loop.StopSignal, "agreed", lambda _, step: signal.SIGTERM if step == 8 else 0)
+    with pytest.raises(loop.Interrupted):
+        task.run(config, tmp_path / "parts")
+    monkeypatch.undo()
+    task.run(config, tmp_path / "parts")
+    whole, parts = (load_best(tmp_path / name)[0]["params"] for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_another_relation_set_and_an_empty_subset_are_refused(finished, world, tmp_path):
+    dataset = read_dataset(world)
+    bare = {"image": None, "generated": None, "regions": (), "scores": None, "relation": "None"}
+    records = [dataclasses.replace(record, **bare) for record in dataset.splits["test"]]
+    info = {"name": "other", "task": "re", "labels": ("None", "/a")}
+    write_dataset(tmp_path / "other", info, {"test": records})
+    with pytest.raises(CheckpointError, match=r"was trained for 're' with \['None', '/per/per/peer'"):
+        evaluate.evaluate(finished[0], data=str(tmp_path / "other"), devices=1)
+    write_dataset(tmp_path / "same", info | {"labels": dataset.info.labels}, {"test": records})
+    with pytest.raises(DataError, match="no record of test in the subset 'complementary'"):
+        evaluate.evaluate(finished[0], subset="complementary", data=str(tmp_path / "same"), devices=1)
+    with pytest.raises(ValueError, match="a data set for 're', but this experiment is 'ner'"):
+        task.run(get_ner_config(world), tmp_path / "run")
+
+
+def get_ner_config(world):
+    from experiments.configs.mner import get_config as ner
+
+    config = ner("demo")
+    config.data.root = str(world)
+    return config
+
+
+def test_leaky_phrases_are_warned_of_and_marked(world, tmp_path, caplog, capsys):
+    dataset = read_dataset(world)
+    bare = {"image": None, "generated": None, "regions": ()}
+    splits = {split: [dataclasses.replace(r, **bare) for r in records] for split, records in dataset.splits.items()}
+    info = {"name": "leaky", "task": "re", "labels": dataset.info.labels, "leaky_phrases": True}
+    write_dataset(tmp_path / "data", info, splits)
+    for folder in ("text_encoder", "picture_encoder"):
+        (tmp_path / "data" / folder).symlink_to(world / folder)
+    config = small_config(tmp_path / "data", **{"model.variant": "text", "epochs": 1})
+    report = task.run(config, tmp_path / "run")
+    assert report["leaky_phrases"] and report["data"]["leaky_phrases"]
+    assert "LEAKY PHRASES" in caplog.text and "! LEAKY PHRASES" in capsys.readouterr().out
