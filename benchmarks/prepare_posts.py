@@ -3,7 +3,7 @@
     python -m benchmarks.prepare_posts --data=DIR --out=DIR [--diffusion=DIR] [--steps=4] [--estimator=WORKDIR]
 
 DIR of --data holds `tmr-release/` and `images/` (default: TMRJAX_DATA). Posts of Twitter-2015, Twitter-2017 and MNRE
-that have a picture there are imported; then each stage runs as its own command, is killed as soon as its journal grows,
+that have a picture there are imported; then each stage runs as its own command, is killed once its journal has results,
 and runs again. Checked: every result that was journaled is still there, none was made twice, every record has one, and
 a third run changes no byte. Printed: the time per post as the stages' manifests have it, and where the contact sheets
 lie. Without --diffusion a tiny model with random weights is made: its pictures are noise.
@@ -106,7 +106,7 @@ def main() -> None:
         shutil.rmtree(flags.out / name, ignore_errors=True)
     draw = ["back_translate.py", f"--model={model}", f"--steps={flags.steps}"]
     commands = {
-        "phrases": ["extract_phrases.py"],
+        "phrases": ["extract_phrases.py", "--batch-size=4"],
         "back_translate": draw,
         "regions": ["ground_regions.py", "--pictures=original"],
         "generated_regions": ["ground_regions.py", "--pictures=generated"],

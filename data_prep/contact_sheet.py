@@ -123,7 +123,7 @@ def _labels(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
             counts.append(Counter(one.relation for one in records if one.relation is not None))
     names = list(info.labels)
     if info.task == "re":
-        names.sort(key=lambda name: -sum(count[name] for count in counts))
+        names = sorted(set().union(*counts), key=lambda name: (-sum(count[name] for count in counts), name))
     hues = _hues(info)
     rows = [
         {"name": name, "hue": hues.get(name), "counts": [count[name] for count in counts]}

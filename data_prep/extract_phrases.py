@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("--parser", choices=PARSERS, default="pattern")
     parser.add_argument("--models", type=Path, help="folder of stanza's models")
     parser.add_argument("--maximum", type=int, default=noun_phrases.MAXIMUM, help="phrases of a post")
+    parser.add_argument("--batch-size", type=int, default=64, help="posts at a time (default: %(default)s)")
     flags = parser.parse_args()
-    options = {"parser": flags.parser, "models": flags.models, "maximum": flags.maximum}
+    options = {name: getattr(flags, name) for name in ("parser", "models", "maximum", "batch_size")}
     stages.command(
         "extract_phrases", [NAME], lambda: extract_phrases(flags.dataset, stages.selection_of(flags), **options)
     )

@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--format", choices=("flax", "safetensors"), default="flax")
     parser.add_argument("--version", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--safety-checker", action="store_true", help="add one; it flags about every second picture")
+    parser.add_argument("--safety-checker", action="store_true", help="add one; it flags some pictures")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
     try:

@@ -200,7 +200,7 @@ def test_nan_is_told(folders, drawn, monkeypatch):
 def test_the_safety_checker_flags_what_torchs_does(folders, drawn, monkeypatch):
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    options = {"safety_checker": True, "safety_threshold": 0.45}
+    options = {"safety_checker": True, "safety_threshold": 0.4}
     generator = folders.generator(**options)
     monkeypatch.setattr(generator, "_draw", folders.generator()._draw)  # the checker comes after it
     checked = generator.draw(PROMPTS, SEEDS)

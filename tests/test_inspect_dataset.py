@@ -152,6 +152,8 @@ def test_relations_and_renormalised_scores(tmp_path):
     elements = Elements((tmp_path / "sheet.html").read_text())
     text = re.sub(r"\s+", " ", " ".join(elements.text))
     assert elements.count("mark", "head") == 2 and elements.count("mark", "tail") == 2
+    styles = re.search(r"<style>(.*)</style>", (tmp_path / "sheet.html").read_text(), re.DOTALL)[1]
+    assert not re.search(r"\.(head|tail|entity)\b", styles)  # the marks have their own look only
     assert (
         "RENORMALISED SCORES" in text
         and "unknown" in text

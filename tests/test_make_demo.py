@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BertTokenizerFast
 
 from data_prep import demo_drawer, demo_words, demo_world
+from data_prep.audit_leaks import audit
 from data_prep.demo_world import RELATIONS, World
 from data_prep.make_demo import make_demo
 from tmrjax.encoders.bert import BertConfig
@@ -48,7 +49,9 @@ def test_it_is_a_valid_data_set_that_says_what_it_is(demo):
     assert {split: len(records) for split, records in dataset.splits.items()} == {"train": 112, "dev": 24, "test": 24}
     assert dataset.info.synthetic and dataset.info.labels == ("PER", "LOC", "ORG", "MISC")
     assert "SYNTHETIC" in dataset.info.stages["make_demo"]["notice"]
-    assert dataset.info.stages["make_demo"]["options"] == {"posts": POSTS, "misalignment": 0.6, "seed": 3}
+    assert dataset.info.stages["make_demo"]["options"] == {
+        "posts": POSTS, "misalignment": 0.6, "seed": 3, "task": "ner",
+    }  # fmt: skip
     records = [record for records in dataset.splits.values() for record in records]
     assert {len(record.generated.regions) for record in records if record.generated} == {0, 1, 2, 3}
     for record in records:
@@ -58,6 +61,27 @@ def test_it_is_a_valid_data_set_that_says_what_it_is(demo):
         assert (record.image is None) == (record.scores is None)
     listed = {path.name for folder in ("images", "generated") for path in (demo.root / folder).iterdir()}
     assert len(listed) <= POSTS and any(record.image is None for record in records)
+
+
+def test_the_relation_world_marks_its_pairs_and_tells_nothing_aside(tmp_path):
+    dataset = make_demo(tmp_path / "data", posts=400, seed=3, task="re")
+    truths = {post["id"]: post for post in map(json.loads, (tmp_path / "data" / "world.jsonl").open(encoding="utf-8"))}
+    records = [record for records in dataset.splits.values() for record in records]
+    markers = {before for before, _ in demo_words.MARKED_FORMS["PER"]}
+    for record in records:
+        head, tail = (record.tokens[slice(*span)] for span in (record.head, record.tail))
+        truth = truths[record.id]
+        assert head[0] in markers and " ".join(tail).lower() == truth["name"].lower()
+        expected = demo_words.RELATION_OF_TYPE[truth["type"]]
+        assert record.relation == truth["pair_relation"] and record.relation in ("None", expected)
+        words = set(" ".join(record.tokens).lower().split()) | {"the"}
+        assert set(" ".join(record.phrases).split()) <= words
+    unrelated = sum(record.relation == "None" for record in records) / len(records)
+    assert abs(unrelated - demo_world.UNRELATED_SHARE) < 0.08
+    assert not any(row.leak for row in audit(dataset))
+    posts = [json.loads(line) for line in (tmp_path / "data" / "posts.jsonl").open(encoding="utf-8")]
+    for post, record in zip(posts, dataset.splits["test"], strict=False):
+        assert post["text"][slice(*post["tail"])] == " ".join(record.tokens[slice(*record.tail)])
 
 
 def test_raw_posts_for_predict(demo):
