@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = runs/demo
 
-.PHONY: demo demo-full test test-slow lint clean
+.PHONY: demo demo-relations demo-full test test-slow lint clean
 
 # Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
 demo: $(VENV)/.installed
@@ -14,6 +14,15 @@ demo: $(VENV)/.installed
 	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/full --split=test
 	$(RUN) experiments/predict.py --workdir=$(DEMO)/full --input=$(DEMO)/data/posts.jsonl --output=$(DEMO)/entities.jsonl
 	head -n 3 $(DEMO)/entities.jsonl
+
+# The same for relations between two marked entities.
+demo-relations: $(VENV)/.installed
+	$(RUN) data_prep/make_demo.py --out=$(DEMO)/relations-data --task=re
+	$(RUN) experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=$(DEMO)/relations-text --config.model.variant=text
+	$(RUN) experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=$(DEMO)/relations
+	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/relations --subset=complementary
+	$(RUN) experiments/predict.py --workdir=$(DEMO)/relations --input=$(DEMO)/relations-data/posts.jsonl --output=$(DEMO)/relations.jsonl
+	head -n 3 $(DEMO)/relations.jsonl
 
 # The same posts with learned scores: corpus, divergence estimator, scores, MNER with them, with the drawn ones, without.
 demo-full: $(VENV)/.installed

@@ -28,5 +28,6 @@ def get_config(name: str = "demo") -> ConfigDict:
     config.lr_encoder, config.epochs = 5e-5, 5
     if name == "demo":
         config.update(DEMO)
+        config.data.root = "runs/demo/relations-data"
         config.data.max_pieces, config.data.buckets = 64, (24, 32, 64)
     return config.lock()
