@@ -52,7 +52,10 @@ def jax_step(batch: dict[str, np.ndarray], mode: str, dtype: str, remat: bool):
     model = DivergenceEstimator(ViltConfig(30522, 768, 12, 12, 3072, LENGTH), dtype=jnp.dtype(dtype), remat=remat)
     mesh = make_mesh(1)
     row = {name: value[:1] for name, value in batch.items()}
-    params = jax.jit(lambda key: model.init(key, row, train=False))(jax.random.key(0))["params"]
+    # Drawn by numpy: to compile the initialisation takes longer than the step does.
+    shapes = jax.eval_shape(lambda key: model.init(key, row, train=False), jax.random.key(0))["params"]
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.02, leaf.shape).astype(np.float32), shapes)
     optimizer = make_optimizer(OptimizerSettings(1000, 1e-4, 1e-4), params)
     state = replicate(jax.device_get(create_state({"params": params}, optimizer, seed=0)), mesh)
     placed = shard_batch(batch, mesh)

@@ -82,7 +82,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 SMALL = {
-    "data.max_pieces": 10, "data.picture_size": 16, "data.picture_longest": 24,
+    "data.max_pieces": 10, "data.length_buckets": (), "data.picture_size": 16, "data.picture_longest": 24,
     "sizes.hidden": 16, "sizes.layers": 1, "sizes.heads": 2, "sizes.intermediate": 32, "sizes.patch": 8,
     "sizes.grid_size": 16, "model.dropout": 0.0, "batch_size": 24, "eval_batch_size": 16, "steps": 18,
     "evaluate_every": 6, "lr": 3e-3, "data.picture_square": True, "log_every": 3, "devices": 1,
