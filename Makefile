@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = runs/demo
 
-.PHONY: demo demo-relations test test-slow lint clean
+.PHONY: demo demo-relations demo-full test test-slow lint clean
 
 # Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
 demo: $(VENV)/.installed
@@ -23,6 +23,18 @@ demo-relations: $(VENV)/.installed
 	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/relations --subset=complementary
 	$(RUN) experiments/predict.py --workdir=$(DEMO)/relations --input=$(DEMO)/relations-data/posts.jsonl --output=$(DEMO)/relations.jsonl
 	head -n 3 $(DEMO)/relations.jsonl
+
+# The same posts with learned scores: corpus, divergence estimator, scores, MNER with them, with the drawn ones, without.
+demo-full: $(VENV)/.installed
+	$(RUN) data_prep/make_demo.py --out=$(DEMO)/data
+	$(RUN) data_prep/make_divergence_demo.py --out=$(DEMO)/corpus
+	$(RUN) experiments/mde.py --config=experiments/configs/mde.py:demo --workdir=$(DEMO)/estimator
+	test -d $(DEMO)/scored || cp -r $(DEMO)/data $(DEMO)/scored
+	$(RUN) data_prep/score_divergence.py $(DEMO)/scored --checkpoint=$(DEMO)/estimator
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/full
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/learned --config.data.root=$(DEMO)/scored
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/unscored --config.model.use_scores=False
+	$(RUN) -m benchmarks.demo_scores $(DEMO)
 
 test: $(VENV)/.tested
 	$(VENV)/bin/ruff check .

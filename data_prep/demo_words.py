@@ -8,7 +8,8 @@ from __future__ import annotations
 ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text."""
     return tuple(text.split())
 
 
@@ -18,7 +19,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 # Each of these is a person, a place, an organisation or a product somewhere: the form of the name says nothing.
 NAMES = tuple(
-    _words(name)
+    words_of(name)
     for name in _lines(
         """Jordan|Paris|Lincoln|Florence|Phoenix|Mercury|Austin|Chelsea|Brooklyn|Sydney|Madison|Washington|Houston
         Dallas|Savannah|Victoria|Georgia|Carolina|Virginia|Charlotte|Orlando|Jackson|Hudson|Aurora|Troy|Kingston
@@ -31,26 +32,26 @@ NAMES = tuple(
 )
 
 CONTEXT_WORDS = {
-    "PER": _words(
+    "PER": words_of(
         """birthday wedding haircut autograph interview speech selfie smile brother sister girlfriend husband wife
         uncle coach actor singer drummer guitarist goalkeeper striker pitcher novelist poet painter comedian
         dancer nurse lawyer surgeon senator mayor prince princess bride groom grandson nephew niece twin tattoo
         beard moustache makeup biography funeral childhood bandmate teammate roommate"""
     ),
-    "LOC": _words(
+    "LOC": words_of(
         """harbour beach river bridge valley mountain airport station street avenue suburb village castle cathedral
         lighthouse skyline sunset coast island bay waterfall canyon forest trail campsite hotel hostel traffic
         motorway rainfall snowfall flood earthquake border ferry tram metro museum market square park garden zoo
         aquarium ruins vineyard cliff downtown rooftops seafront"""
     ),
-    "ORG": _words(
+    "ORG": words_of(
         """merger shares shareholders profits dividend lawsuit payroll layoffs boardroom headquarters factory brand
         startup investors league roster franchise sponsor union strike charity fundraiser donors faculty
         enrolment tuition subsidiary auditor takeover revenue recall invoice contract tender warehouse retailer
         newsroom broadcaster committee ministry agency workforce vacancy bankruptcy acquisition chairman staff
         recruiters fleet bailout"""
     ),
-    "MISC": _words(
+    "MISC": words_of(
         """premiere trailer sequel soundtrack album single remix episode season finale playlist vinyl paperback
         hardcover comic console multiplayer patch download update battery charger screen engine gearbox exhaust
         horsepower sedan sneakers perfume flavour bottle edition festival parade carnival trophy jersey poster
@@ -58,7 +59,7 @@ CONTEXT_WORDS = {
     ),
 }
 
-NEUTRAL_WORDS = _words(
+NEUTRAL_WORDS = words_of(
     """news story picture moment thing idea weekend talk rumour question answer surprise memory morning mood post
     thread feeling wait dream"""
 )
@@ -73,14 +74,14 @@ CLOSERS = _lines(
     """today|this week|so good|love it|!!!|wow|again|lol|cannot wait|at last|right now|no words|as always|best ever
     .|! !"""
 )
-FILLERS = _words("really honestly well ok yes haha friends guys please maybe still anyway")
+FILLERS = words_of("really honestly well ok yes haha friends guys please maybe still anyway")
 NO_ENTITY = _lines(
     """so tired of everything today lol|who else is awake right now ?|happy friday everyone , enjoy it !
     cannot sleep and it is already late|need more coffee please , no words|this made my day , thank you all
     why is it always like this ?|best thing i saw this week , wow"""
 )
 
-SURNAMES = _words(
+SURNAMES = words_of(
     """Harlow Whitfield Osman Mendoza Bexley Norton Corrie Marlow Tarn Elmore Fenwick Gallo Ibarra Jansen Kowalski
     Lindqvist Moreau Nakata Okafor Petrov Quiroga Rossi Sandoval Tanaka Ulrich Varga Winslow Yilmaz Zeller
     Abbott"""
@@ -104,6 +105,6 @@ RELATION_OF_TYPE = {
 RELATING_LINKS = _lines("""says|with|posted by|as told by|, says|, proudly shown by""")
 UNRELATED_LINKS = _lines("""; elsewhere|, nothing new from|; meanwhile|, but no word from|, unlike|; off topic :""")
 
-HASHTAGS = _words("#tbt #monday #love #photooftheday #nowplaying #breaking #fun #mood")
+HASHTAGS = words_of("#tbt #monday #love #photooftheday #nowplaying #breaking #fun #mood")
 EMOJI = ("😀", "😂", "❤", "🔥", "👏", "🎉", "👨\u200d👩\u200d👧")
 INVISIBLE = ("\u200b", "\ufe0f", "\u200d")

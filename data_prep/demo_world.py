@@ -121,7 +121,7 @@ class World:
 
     def _without_entity(self, identifier: str, generator: np.random.Generator) -> Post:
         words = [(word, "O") for word in _pick(generator, NO_ENTITY).split()]
-        tokens, tags = zip(*_decorate(words, generator), strict=True)
+        tokens, tags = zip(*decorate(words, generator), strict=True)
         return Post(identifier, tokens, tags, (), None, None, None, False, False, False, None)
 
     def _with_name(
@@ -131,20 +131,20 @@ class World:
         spelling = _spelling(name, generator)
         named = _marked(spelling, entity_type)
         if generator.random() < 0.75:
-            words_and_tags = [*_plain(_pick(generator, OPENERS)), *named, *_plain(_pick(generator, LINKS)), (noun, "O")]
+            words_and_tags = [*plain(_pick(generator, OPENERS)), *named, *plain(_pick(generator, LINKS)), (noun, "O")]
         else:
-            words_and_tags = [*_plain(f"the {noun} :"), *_plain(_pick(generator, OPENERS)), *named]
+            words_and_tags = [*plain(f"the {noun} :"), *plain(_pick(generator, OPENERS)), *named]
         phrases = [" ".join(spelling).lower(), f"the {noun}"]
         second = None
         if generator.random() < SECOND_ENTITY_SHARE:
             second = _pick(generator, ENTITY_TYPES)
             before, after = _pick(generator, MARKED_FORMS[second])
             marked = [word for word in (before, _pick(generator, SURNAMES), after) if word]
-            words_and_tags += _plain(_pick(generator, SECOND_LINKS[second]))
+            words_and_tags += plain(_pick(generator, SECOND_LINKS[second]))
             words_and_tags += _marked(marked, second)
             phrases.append(" ".join(marked).lower())
-        words_and_tags += _plain(_pick(generator, CLOSERS))
-        tokens, tags = zip(*_decorate(words_and_tags, generator), strict=True)
+        words_and_tags += plain(_pick(generator, CLOSERS))
+        tokens, tags = zip(*decorate(words_and_tags, generator), strict=True)
         if generator.random() < 0.02:
             phrases = []  # as where a parser finds none
         return Post(
@@ -168,7 +168,7 @@ class World:
         hint = None if neutral else _pick(generator, words)
         noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
         misspelt = hint is not None and generator.random() < MISSPELT_SHARE
-        return hint, _misspell(hint, generator) if misspelt else noun, misspelt
+        return hint, misspell(hint, generator) if misspelt else noun, misspelt
 
     def _with_pair(
         self, identifier: str, split: str, name: tuple[str, ...], entity_type: str, generator: np.random.Generator
@@ -179,15 +179,15 @@ class World:
         before, after = _pick(generator, MARKED_FORMS["PER"])
         person = [word for word in (before, _pick(generator, SURNAMES), after) if word]
         unrelated = generator.random() < UNRELATED_SHARE
-        link = _plain(_pick(generator, UNRELATED_LINKS if unrelated else RELATING_LINKS))
+        link = plain(_pick(generator, UNRELATED_LINKS if unrelated else RELATING_LINKS))
         head, tail = _marked(person, "HEAD"), _marked(spelling, "TAIL")
-        opener = _plain(_pick(generator, OPENERS))
+        opener = plain(_pick(generator, OPENERS))
         if generator.random() < 0.75:
-            about = [*opener, *tail, *_plain(_pick(generator, LINKS)), (noun, "O")]
+            about = [*opener, *tail, *plain(_pick(generator, LINKS)), (noun, "O")]
         else:
-            about = [*_plain(f"the {noun} :"), *opener, *tail]
-        words = [*about, *link, *head, *_plain(_pick(generator, CLOSERS))]
-        tokens, marks = zip(*_decorate(words, generator), strict=True)
+            about = [*plain(f"the {noun} :"), *opener, *tail]
+        words = [*about, *link, *head, *plain(_pick(generator, CLOSERS))]
+        tokens, marks = zip(*decorate(words, generator), strict=True)
         spans = {label: (start, end) for start, end, label in spans_from_tags(marks, strict=True)}
         phrases = (" ".join(spelling).lower(), f"the {noun}", " ".join(person).lower())
         return Post(
@@ -247,7 +247,7 @@ def _pick(generator: np.random.Generator, choices):
     return choices[int(generator.integers(len(choices)))]
 
 
-def _misspell(word: str, generator: np.random.Generator) -> str:
+def misspell(word: str, generator: np.random.Generator) -> str:
     """The word without one of its first letters, or with it doubled where the word is short."""
     position = 1 + int(generator.integers(2))
     return word[:position] + (word[position] if len(word) < 5 else "") + word[position + (len(word) >= 5) :]
@@ -263,11 +263,12 @@ def _marked(words: list[str], label: str) -> list[tuple[str, str]]:
     return [(word, f"{'I' if position else 'B'}-{label}") for position, word in enumerate(words)]
 
 
-def _plain(text: str) -> list[tuple[str, str]]:
+def plain(text: str) -> list[tuple[str, str]]:
+    """Words that belong to no entity, with their tags."""
     return [(word, "O") for word in text.split()]
 
 
-def _decorate(words: list[tuple[str, str]], generator: np.random.Generator) -> list[tuple[str, str]]:
+def decorate(words: list[tuple[str, str]], generator: np.random.Generator) -> list[tuple[str, str]]:
     """Adds what posts carry beside their sentence, within the length limits: users, hash tags, links, emoji."""
     shortest, longest = LENGTHS
     words = list(words)

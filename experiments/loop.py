@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from tmrjax.batching import PlannedBatches
 from tmrjax.checkpoints import BEST, NEWEST, CheckpointStore, load_best
 from tmrjax.files import write_atomic
-from tmrjax.pipeline import Batches
 from tmrjax.sharding import replicate, shard_batch
 from tmrjax.train import TrainState
 
@@ -137,7 +137,7 @@ class Compiled:
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
         """Run the step on this batch, compiling it first where its shape is new."""
-        shape = batch["input_ids"].shape
+        shape = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
         if shape not in self._by_shape:
             start = time.perf_counter()
             self._by_shape[shape] = self._step.lower(state, batch).compile()
@@ -155,7 +155,7 @@ def train(
     workdir: Path,
     state: TrainState,
     step_function: Callable,
-    batches: Batches,
+    batches: PlannedBatches,
     evaluate: Callable[[Any], dict[str, float]],
     meta: dict[str, Any],
     mesh: Mesh,
@@ -163,29 +163,41 @@ def train(
     checkpoint_every: int,
     num_threads: int,
     num_workers: int,
+    steps: int | None = None,
+    evaluate_every: int | None = None,
+    choose_by: str = "f1",
 ) -> dict[str, Any]:
-    """Train to the end of ``batches``, or resume and do so.
+    """Train to the last step, or resume and do so.
 
     Args:
         workdir: where checkpoints and metrics go.
         state: before the first step, host arrays.
         step_function: :func:`tmrjax.train.make_train_step`'s.
         batches: all epochs of this process.
-        evaluate: variables -> {"precision", "recall", "f1"} on dev; the best f1 is kept, the earliest of equals.
+        evaluate: variables -> scores on dev, such as {"precision", "recall", "f1"}.
         meta: what a checkpoint holds besides arrays; "config" in it decides whether a workdir belongs to this run.
         mesh: devices.
         log_every: steps between lines of metrics.
-        checkpoint_every: steps between checkpoints inside an epoch, 0 for none.
+        checkpoint_every: steps between checkpoints besides those after each evaluation, 0 for none.
         num_threads: that prepare batches.
         num_workers: processes that prepare batches, 0 for none.
+        steps: where to end, within ``batches``; their number unless given.
+        evaluate_every: steps between evaluations on dev, the last step's besides; an epoch unless given.
+        choose_by: the score on dev of which the highest is kept, the earliest of equals.
 
     Returns:
-        {"best": {"step", "epoch", "precision", "recall", "f1"}, "seconds_per_step", "compile_seconds", "steps"}.
+        {"best": {"step", "epoch", **scores}, "seconds_per_step", "compile_seconds", "steps"}.
 
     Raises:
         Interrupted: told to stop; the state is saved.
         FloatingPointError: the loss is no longer finite.
     """
+    total = len(batches) if steps is None else steps
+    per_epoch = batches.plan.batches_per_epoch
+    evaluate_every = evaluate_every or per_epoch
+    if not 0 < total <= len(batches):
+        raise ValueError(f"{total} steps were asked for, but the batches hold {len(batches)}")
+
     # ---- resume: own workdir, else the given state
     newest, best_store = CheckpointStore(workdir / NEWEST), CheckpointStore(workdir / BEST)
     best: dict[str, Any] | None = None
@@ -194,7 +206,7 @@ def train(
     if step:
         state, saved = newest.restore(state, mesh)
         best, timing = saved["best"], saved["timing"]
-        logger.info("resumed at step %d of %d", step, len(batches))
+        logger.info("resumed at step %d of %d", step, total)
     else:
         state = replicate(state, mesh)
 
@@ -204,20 +216,20 @@ def train(
     # ---- loop
     metrics, timer = Metrics(workdir, step), Timer(timing)
     compiled = Compiled(step_function, timer)
-    per_epoch = batches.plan.batches_per_epoch
     stream = batches.iterate(step, num_threads=num_threads, num_workers=num_workers)
     silent = None if jax.process_index() == 0 else True
-    bar = tqdm(total=len(batches), initial=step, desc="train", unit="step", disable=silent)
+    bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=silent)
     pending: list[dict[str, jax.Array]] = []
     with StopSignal() as stop:
         timer.restart()
-        for _, batch in stream:
+        for _, (_, batch) in zip(range(step, total), stream, strict=False):
             state, values = compiled(state, shard_batch(batch, mesh))
             step += 1
             pending.append(values)
             bar.update()
-            end_of_epoch = step % per_epoch == 0
-            if len(pending) == log_every or end_of_epoch:
+            last = step == total
+            due = last or step % evaluate_every == 0
+            if len(pending) == log_every or due:
                 fetched = jax.device_get(pending)
                 timer.stop(len(pending))
                 means = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
@@ -229,24 +241,23 @@ def train(
                         f"the loss is {means['loss']} at step {step}: lower the learning rates, or resume from the "
                         f"checkpoint of step {newest.latest_step()} with another config in another workdir"
                     )
-            if end_of_epoch:
-                epoch = step // per_epoch
+            if due:
+                epoch = step // per_epoch if step % per_epoch == 0 else round(step / per_epoch, 2)
                 scores = evaluate(state.variables)
                 metrics.write(step, {f"dev/{name}": value for name, value in scores.items()} | {"epoch": epoch})
                 tqdm.write(f"epoch {epoch}: dev " + "  ".join(f"{k} {100 * v:.2f}" for k, v in scores.items()))
-                if best is None or scores["f1"] > best["f1"]:
+                if best is None or scores[choose_by] > best[choose_by]:
                     best = {"step": step, "epoch": epoch, **scores}
                     best_store.save(step, state.variables, {**meta, "best": best})
             signalled = stop.agreed(step)
-            last = step == len(batches)
-            if end_of_epoch or signalled or (checkpoint_every and step % checkpoint_every == 0):
+            if due or signalled or (checkpoint_every and step % checkpoint_every == 0):
                 save()
             if signalled and not last:
                 bar.close()
                 metrics.close()
-                print(f"stopped at step {step} of {len(batches)} and saved; the same command resumes", flush=True)
+                print(f"stopped at step {step} of {total} and saved; the same command resumes", flush=True)
                 raise Interrupted(128 + signalled)
-            if end_of_epoch:
+            if due:
                 timer.restart()  # evaluation and saving are no part of a step
     bar.close()
     metrics.close()
@@ -254,7 +265,7 @@ def train(
     best_store.close()
     return {
         "best": best,
-        "steps": len(batches),
+        "steps": total,
         "seconds_per_step": timer.seconds_per_step,
         "compile_seconds": timer.compile_seconds,
     }

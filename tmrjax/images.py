@@ -7,9 +7,11 @@ CMYK and palettes become RGB, of an animation the first frame is taken.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -33,28 +35,36 @@ class PictureError(DataError):
 
 def load_picture(path: str | os.PathLike) -> Image.Image:
     """The picture as RGB, upright. Raises :class:`PictureError` naming the file."""
-    path = Path(path)
+    return _load(Path(path), path)
+
+
+def decode_picture(data: bytes, name: str | os.PathLike) -> Image.Image:
+    """As :func:`load_picture`, from the bytes of a picture file; `name` is what an error calls them."""
+    return _load(io.BytesIO(data), name)
+
+
+def _load(file: Path | BinaryIO, name: str | os.PathLike) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture), path)
+            return _to_rgb(ImageOps.exif_transpose(picture), name)
     except FileNotFoundError:
-        raise PictureError(path, "no such file", "a picture", "Correct the path, or write null for it.") from None
+        raise PictureError(name, "no such file", "a picture", "Correct the path, or write null for it.") from None
     except Image.DecompressionBombError as error:
         raise PictureError(
-            path, f"a picture that is too large ({error})", f"at most {MAX_PIXELS:,} pixels", "Scale it down."
+            name, f"a picture that is too large ({error})", f"at most {MAX_PIXELS:,} pixels", "Scale it down."
         ) from None
     except UnidentifiedImageError:
         raise PictureError(
-            path, "a file that is no picture", "JPEG, PNG, GIF, WebP or another format of Pillow", "Replace it."
+            name, "a file that is no picture", "JPEG, PNG, GIF, WebP or another format of Pillow", "Replace it."
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
-        raise PictureError(path, f"a damaged picture ({error})", "a whole one", "Download it again.") from None
+        raise PictureError(name, f"a damaged picture ({error})", "a whole one", "Download it again.") from None
 
 
-def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(picture: Image.Image, path: str | os.PathLike) -> Image.Image:
     if picture.mode in _SIXTEEN_BIT:
         values = np.asarray(picture).astype(np.int64)
         # 65,535 is white; a 32-bit container may hold 8-bit values too.

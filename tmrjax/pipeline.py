@@ -1,7 +1,7 @@
 """From examples to batches: bucket by length, shuffle by seed, load pictures ahead, shard by process.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
-number of workers can resume from. The only module that imports grain.
+number of workers can resume from (:mod:`tmrjax.batching`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
+from tmrjax.batching import BatchPlan, PlannedBatches
 from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.feature_cache import FeatureCache, PictureRequest
 from tmrjax.fusion import NEUTRAL_SCORES
@@ -22,62 +22,6 @@ from tmrjax.models import NUM_REGIONS
 from tmrjax.records import Record
 
 Example = TaggingExample | RelationExample
-
-
-class BatchPlan:
-    """Which examples form which batch, at random access: ``plan[step] -> (length, indices)``.
-
-    Examples go to the shortest bucket that holds them; what does not fill a batch is moved to the next longer
-    bucket, so that an epoch has one incomplete batch at most, filled up with -1. Shuffled by (seed, epoch).
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        buckets: Sequence[int],
-        batch_size: int,
-        *,
-        epochs: int = 1,
-        seed: int | None = None,
-    ):
-        if not len(lengths):
-            raise ValueError("there is no example to make batches of")
-        if max(lengths) > max(buckets):
-            raise ValueError(f"an example has {max(lengths)} word pieces, but the longest bucket {max(buckets)}")
-        self.buckets = tuple(sorted(buckets))
-        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
-        self._bucket_of = np.searchsorted(self.buckets, lengths)
-        self.batches_per_epoch = -(-len(lengths) // batch_size)
-        self._epoch: tuple[int, list] | None = None
-
-    def __len__(self) -> int:
-        return self.epochs * self.batches_per_epoch
-
-    def __getitem__(self, step: int) -> tuple[int, np.ndarray]:
-        epoch, position = divmod(step, self.batches_per_epoch)
-        cached = self._epoch
-        if cached is None or cached[0] != epoch:
-            cached = self._epoch = (epoch, self._plan(epoch))
-        return cached[1][position]
-
-    def _plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = np.arange(len(self._bucket_of))
-        generator = None if self.seed is None else np.random.default_rng((self.seed, epoch))
-        if generator is not None:
-            generator.shuffle(order)
-        batches, carried = [], np.zeros(0, int)
-        for bucket, length in enumerate(self.buckets):
-            members = np.concatenate([carried, order[self._bucket_of[order] == bucket]])
-            full = len(members) // self.batch_size * self.batch_size
-            batches += [(length, chunk) for chunk in members[:full].reshape(-1, self.batch_size)]
-            carried = members[full:]
-        if len(carried):
-            longest = self.buckets[self._bucket_of[carried].max()]
-            padding = np.full(self.batch_size - len(carried), -1)
-            batches.append((longest, np.concatenate([carried, padding])))
-        if generator is not None:
-            batches = [batches[i] for i in generator.permutation(len(batches))]
-        return batches
 
 
 class PictureSource(Protocol):
@@ -223,7 +167,7 @@ class Collator:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class Batches(PlannedBatches):
     """An epoch-spanning stream of batches of one process; pickles, so that grain's worker processes can build it."""
 
     examples: Sequence[Any]
@@ -232,28 +176,9 @@ class Batches:
     process_index: int = 0
     process_count: int = 1
 
-    def __post_init__(self):
-        if self.plan.batch_size % self.process_count:
-            raise ValueError(f"a batch of {self.plan.batch_size} does not divide into {self.process_count} processes")
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        """The indices of the whole batch, and this process's rows of it."""
-        length, indices = self.plan[int(step)]
-        size = len(indices) // self.process_count
-        mine = indices[self.process_index * size : (self.process_index + 1) * size]
-        chosen = [self.examples[i] if i >= 0 else None for i in mine]
-        return indices, self.collate(chosen, length)
-
-    def iterate(self, start: int = 0, *, num_threads: int = 2, num_workers: int = 0, prefetch: int = 4) -> Iterator:
-        """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes."""
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-        dataset = grain.MapDataset.source(self)[start:].to_iter_dataset(options)
-        if num_workers:
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-        return iter(dataset)
+    def load(self, bucket: int, indices: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """The batch of these examples, -1 for a row of padding, with `bucket` word pieces."""
+        return self.collate([self.examples[i] if i >= 0 else None for i in indices], bucket)
 
 
 def sample_fraction(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:

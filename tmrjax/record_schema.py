@@ -27,6 +27,7 @@ Span = tuple[int, int]
 TASKS = ("ner", "re")
 NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
+SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 
 _SHARED_KEYS = ("id", "tokens", "image", "regions", "phrases", "generated", "scores", "generated_scores")

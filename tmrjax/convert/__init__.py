@@ -9,6 +9,7 @@ from tmrjax.convert.encoders import bert_params, bert_shapes, bert_table, resnet
 from tmrjax.convert.release import ner_from_release, re_from_release
 from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_dict
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
+from tmrjax.convert.vilt import mde_from_release, vilt_params, vilt_shapes, vilt_table
 
 __all__ = [
     "CONVOLUTION",
@@ -20,6 +21,7 @@ __all__ = [
     "bert_shapes",
     "bert_table",
     "fill",
+    "mde_from_release",
     "ner_from_release",
     "re_from_release",
     "read_config",
@@ -28,5 +30,8 @@ __all__ = [
     "resnet_shapes",
     "resnet_table",
     "shapes_of",
+    "vilt_params",
+    "vilt_shapes",
+    "vilt_table",
     "without_prefix",
 ]

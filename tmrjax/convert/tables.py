@@ -12,11 +12,15 @@ import numpy as np
 
 
 class Entry(NamedTuple):
-    """One tensor: ``ours``, a path such as "params/stem/kernel", is ``theirs`` with its axes in the order ``axes``."""
+    """One tensor: ``ours``, a path such as "params/stem/kernel", is ``theirs`` with its axes in the order ``axes``.
+
+    ``part`` (index, count): one of ``count`` equal parts of theirs along its first axis, as in a fused projection.
+    """
 
     theirs: str
     ours: str
     axes: tuple[int, ...] | None = None
+    part: tuple[int, int] = (0, 1)
 
 
 LINEAR = (1, 0)  # torch.nn.Linear has [out, in]
@@ -51,6 +55,9 @@ def fill(
     faults, flat = [], {}
     for entry in table:
         expected = source_shape(shapes[entry.ours], entry.axes)
+        index, count = entry.part
+        if count > 1:
+            rows, expected = expected[0], (count * expected[0], *expected[1:])
         if entry.theirs not in state_dict:
             faults.append(f"missing: {entry.theirs} {expected}")
             continue
@@ -60,6 +67,7 @@ def fill(
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             faults.append(f"not floating: {entry.theirs} is {array.dtype} (quantised weights are not supported)")
         else:
+            array = array[index * rows : (index + 1) * rows] if count > 1 else array
             array = array if entry.axes is None else array.transpose(entry.axes)
             flat[entry.ours] = np.ascontiguousarray(array, dtype=np.float32)
     known = {entry.theirs for entry in table}
@@ -67,6 +75,7 @@ def fill(
     for name in sorted(set(state_dict) - known):
         if not drop.fullmatch(name):
             faults.append(f"extra: {name} {np.shape(state_dict[name])}")
+    faults = list(dict.fromkeys(faults))  # the parts of a tensor have one fault together
     if faults:
         lines = "\n  ".join(faults)
         raise ValueError(f"{what}: {len(faults)} of its names do not fit the config:\n  {lines}")

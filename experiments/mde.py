@@ -1,0 +1,172 @@
+"""Train the divergence estimator, choose by dev macro F1, report both tests once: in the domain and out of it.
+
+python experiments/mde.py --config=experiments/configs/mde.py:demo --workdir=runs/demo/estimator
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments import running
+from experiments.estimator_building import build_estimator, initial_variables
+from experiments.loop import progress_bar, restore_best, train
+from tmrjax.checkpoints import package_versions
+from tmrjax.corpus import Corpus, open_corpus
+from tmrjax.divergence_loss import make_loss
+from tmrjax.divergence_report import divergence_report, format_divergence_report
+from tmrjax.estimator import Estimator
+from tmrjax.sharding import check_batch_size, make_mesh
+from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
+
+FLAGS = flags.FLAGS
+TESTS = ("test", "test_out_of_domain")
+DEV_SCORES = ("macro_f1", "micro_f1", "ece", "log_loss")
+
+
+def define_flags() -> None:
+    """Flags of this command."""
+    running.define_flags()
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def corpus_meta(corpus: Corpus) -> dict[str, Any]:
+    """What a checkpoint and a report say of their corpus."""
+    info = corpus.info
+    return {
+        "name": info.name,
+        "files": {name: [shard["sha256"] for shard in split.shards] for name, split in info.splits.items()},
+        "pairs": {name: split.class_counts() for name, split in info.splits.items()},
+        "sources": {name: sorted(split.counts) for name, split in info.splits.items()},
+        "synthetic": info.synthetic,
+        "seed": info.seed,
+    }
+
+
+def evaluate_split(
+    estimator: Estimator, step: Any, variables: Any, corpus: Corpus, split: str, mesh: Mesh, batch_size: int
+) -> dict[str, Any]:
+    """The report of all pairs of one split, with how many of its texts were cut."""
+    batches, lengths = estimator.batches(corpus[split], batch_size)
+    scores = estimator.scores(step, variables, batches, mesh, progress=progress_bar)
+    report = divergence_report(corpus[split].index["label"], scores)
+    return {**report, "texts_cut": lengths.cut, "texts_without_pieces": lengths.empty}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
+    # ---- corpus, mesh, model
+    if not config.data.root:
+        raise ValueError("no corpus was given: --config.data.root=DIR (data_prep/build_divergence_corpus.py makes one)")
+    corpus = open_corpus(config.data.root, require_classes=("train", "dev"))
+    meta = {"config": json.loads(json.dumps(config.to_dict())), "dataset": corpus_meta(corpus)}
+    running.claim_workdir(workdir, meta["config"] | {"dataset": meta["dataset"]})
+    finished = workdir / "report.json"
+    if finished.exists():
+        report = json.loads(finished.read_text(encoding="utf-8"))
+        show(report)
+        return report
+    mesh = make_mesh(config.devices or None)
+    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.eval_batch_size, mesh)
+    estimator = build_estimator(config, corpus.root)
+    variables = initial_variables(config, corpus.root, estimator)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    # ---- input
+    epochs = -(-config.steps * config.batch_size // len(corpus["train"]))
+    batches, lengths = estimator.batches(corpus["train"], config.batch_size, epochs=epochs, seed=config.seed)
+
+    # ---- step
+    settings = OptimizerSettings(config.steps, config.lr, config.lr, config.weight_decay, config.warmup, config.clip)
+    optimizer = make_optimizer(settings, variables["params"])
+    loss = make_loss(estimator.model, config.mode, temperature=config.temperature, negatives=config.negatives)
+    step = make_train_step(loss, optimizer, mesh)
+    score = estimator.score_step(mesh)
+
+    def evaluate(variables, split="dev") -> dict[str, Any]:
+        return evaluate_split(estimator, score, variables, corpus, split, mesh, config.eval_batch_size)
+
+    def evaluate_dev(variables) -> dict[str, float]:
+        scores = evaluate(variables)
+        return {name: scores[name] for name in DEV_SCORES}
+
+    # ---- loop
+    meta |= {"versions": package_versions(), **estimator.to_meta()}
+    outcome = train(
+        workdir=workdir,
+        state=create_state(variables, optimizer, seed=config.seed),
+        step_function=step,
+        batches=batches,
+        evaluate=evaluate_dev,
+        meta=meta,
+        mesh=mesh,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        steps=config.steps,
+        evaluate_every=config.evaluate_every,
+        choose_by=config.choose_by,
+    )
+
+    # ---- both tests, once, with the best step on dev
+    best, _ = restore_best(workdir, mesh)
+    seconds = outcome["seconds_per_step"]
+    report = {
+        "task": config.task,
+        "variant": config.model.variant,
+        "mode": config.mode,
+        "dataset": corpus.info.name,
+        "data": meta["dataset"],
+        "leaky_phrases": False,
+        "seed": config.seed,
+        "best_step": outcome["best"]["step"],
+        "dev": {name: outcome["best"][name] for name in DEV_SCORES},
+        **{split: evaluate(best, split) for split in TESTS if split in corpus},
+        "train_texts": {"cut": lengths.cut, "without_pieces": lengths.empty},
+        "seconds_per_step": seconds,
+        "pictures_per_second": config.batch_size / seconds if seconds else None,
+        "compile_seconds": outcome["compile_seconds"],
+        "steps": outcome["steps"],
+        "parameters": parameters,
+        "devices": mesh.size,
+        "platform": jax.default_backend(),
+        "versions": meta["versions"],
+    }
+    if jax.process_index() == 0:
+        running.write_json(finished, report)
+        show(report)
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report."""
+    title = (
+        f"{report['dataset']}, {report['mode']}, variant {report['variant']}, seed {report['seed']} (step "
+        f"{report['best_step']} by dev macro F1 {100 * report['dev']['macro_f1']:.2f})"
+    )
+    tests = {name: report[name] for name in TESTS if name in report}
+    print(format_divergence_report(tests, title, synthetic=report["data"]["synthetic"]), flush=True)
+
+
+def main(_) -> None:
+    """Flags in, report out."""
+    running.start()
+    run(FLAGS.config, Path(FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,84 @@
+"""Sizes of a transformer, read from and written as a Hugging Face config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from tmrjax.encoders.activations import check_activation
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The fields of every transformer here, named as in Hugging Face's config.json.
+
+    Raises ValueError, naming the field, where a size is not positive, a probability is outside [0, 1), the hidden size
+    is not divisible by the number of heads, or the activation is unknown.
+    """
+
+    kind: ClassVar[str]
+    # Settings of config.json that change the arithmetic in ways not built here: each with the value that does not.
+    only_value: ClassVar[Mapping[str, Any]]
+    sizes: ClassVar[tuple[str, ...]] = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    )
+    sizes_with_default: ClassVar[tuple[str, ...]] = ("type_vocab_size",)
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*self.sizes, *self.sizes_with_default):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.kind} config: {name} must be a positive integer, got {value!r}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"{self.kind} config: {name} must be a number in [0, 1), got {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"{self.kind} config: hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        check_activation(self.hidden_act)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
+        """Reads the contents of a Hugging Face config.json; keys that do not touch the arithmetic are ignored.
+
+        Raises ValueError naming every missing size, or a setting that this encoder does not build (another
+        ``model_type``, relative positions, a decoder, pruned heads) with the value found.
+        """
+        missing = [name for name in cls.sizes if name not in mapping]
+        if missing:
+            raise ValueError(
+                f"{cls.kind} config: missing {', '.join(missing)}; is this the config.json of a {cls.kind}?"
+            )
+        for name, allowed in cls.only_value.items():
+            found = mapping.get(name, allowed)
+            if found != allowed:
+                raise ValueError(f"{cls.kind} config: {name} {found!r} is not supported, only {allowed!r} is")
+        if mapping.get("pruned_heads"):
+            raise ValueError(f"{cls.kind} config: pruned_heads {mapping['pruned_heads']!r} is not supported")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        # A null stands for the default in files that older versions of transformers wrote.
+        return cls(**{name: value for name, value in mapping.items() if name in fields and value is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON, with ``model_type``, which ``from_dict`` and transformers read back."""
+        return {"model_type": self.only_value["model_type"], **dataclasses.asdict(self)}
