@@ -35,6 +35,7 @@ COMPONENTS = {
     "vae": Component("diffusers", "diffusion_flax_model.msgpack", "diffusion_pytorch_model.safetensors"),
     "safety_checker": Component("transformers", "flax_model.msgpack", "model.safetensors"),
 }
+DTYPES = ("float32", "bfloat16")  # of the computation
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",

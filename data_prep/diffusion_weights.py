@@ -20,11 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_prep.diffusion_folder import COMPONENTS, SCHEDULERS, DiffusionFolder
+from data_prep.diffusion_folder import COMPONENTS, DTYPES, SCHEDULERS, DiffusionFolder
 from tmrjax.convert.state_dicts import read_state_dict
 from tmrjax.files import DataError, read_bytes
 
-DTYPES = ("float32", "bfloat16")
 _BUFFERS = ("position_ids",)  # stored by PyTorch, not a weight
 
 

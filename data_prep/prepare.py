@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import stages
+from data_prep.diffusion_folder import DTYPES
 from data_prep.extract_phrases import PARSERS, extract_phrases
 from data_prep.ground_regions import MODEL_TYPES, ground_regions
 from data_prep.stages import Selection
@@ -39,6 +40,7 @@ def planned(
     stanza: Path | None = None,
     diffusion: Path | None = None,
     steps: int = 50,
+    dtype: str = "float32",
     regions: str = "saliency",
     detector: Path | None = None,
     estimator: Path | None = None,
@@ -52,7 +54,7 @@ def planned(
         from data_prep import back_translate as stage  # diffusers and jax: only where they are asked for
         from data_prep.diffusion import Drawing
 
-        return stage.back_translate(root, stage.Options(diffusion, Drawing(steps=steps)), selection)
+        return stage.back_translate(root, stage.Options(diffusion, Drawing(steps=steps), dtype=dtype), selection)
 
     def score(root: Path, selection: Selection) -> Dataset:
         from data_prep.score_divergence import score_divergence
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--stanza", type=Path, help="folder of stanza's models")
     parser.add_argument("--diffusion", type=Path, help="folder of a Stable Diffusion model")
     parser.add_argument("--steps", type=int, default=50, help="of its sampler (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of its computation (default: %(default)s)")
     parser.add_argument("--regions", choices=("saliency", *MODEL_TYPES), default="saliency", help="how they are found")
     parser.add_argument("--detector", type=Path, help="folder of the model that finds regions")
     parser.add_argument("--estimator", type=Path, help="workdir of a trained divergence estimator")
@@ -103,7 +106,7 @@ def main() -> None:
     names = [name for name in flags.stages.split(",") if name]
     options = {
         name: getattr(flags, name)
-        for name in ("parser", "stanza", "diffusion", "steps", "regions", "detector", "estimator")
+        for name in ("parser", "stanza", "diffusion", "steps", "dtype", "regions", "detector", "estimator")
     }
     logging.basicConfig(level=logging.WARNING, format="prepare: %(message)s")
 
