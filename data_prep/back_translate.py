@@ -38,8 +38,8 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.diffusion import Drawing, Generator, Picture, picture_size, seed_of
-from data_prep.diffusion_folder import SCHEDULERS, open_folder
-from data_prep.diffusion_weights import DTYPES, ExtraMissingError, load_model
+from data_prep.diffusion_folder import DTYPES, SCHEDULERS, open_folder
+from data_prep.diffusion_weights import ExtraMissingError, load_model
 from data_prep.stages import (
     JOURNALS,
     Outcome,

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import building, running
 from experiments.loop import restore_best, train
 from tmrjax.checkpoints import package_versions
+from tmrjax.files import DataError
 from tmrjax.pipeline import Batches, BatchPlan, sample_fraction
 from tmrjax.records import Dataset, read_dataset
 from tmrjax.report import ablation_name, format_report, warnings_of
@@ -47,6 +48,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if not config.data.root:
         raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
     dataset = read_dataset(config.data.root, on_error=config.data.on_error)
+    for split in ("train", "dev", "test"):
+        if not dataset.splits.get(split):
+            needs = "records to learn from, to choose the epoch by, and to report"
+            raise DataError(
+                dataset.root, f"no record in {split}", needs, "Import with fewer demands, or split by hand."
+            )
     running.claim_workdir(workdir, config.to_dict() | {"dataset": running.dataset_meta(dataset)})
     finished = workdir / "report.json"
     if finished.exists():

@@ -192,6 +192,8 @@ def test_another_relation_set_and_an_empty_subset_are_refused(finished, world, t
     write_dataset(tmp_path / "same", info | {"labels": dataset.info.labels}, {"test": records})
     with pytest.raises(DataError, match="no record of test in the subset 'complementary'"):
         evaluate.evaluate(finished[0], subset="complementary", data=str(tmp_path / "same"), devices=1)
+    with pytest.raises(DataError, match=r"same: found no record in train; expected records to learn from"):
+        task.run(small_config(tmp_path / "same"), tmp_path / "run")
     with pytest.raises(ValueError, match="a data set for 're', but this experiment is 'ner'"):
         task.run(get_ner_config(world), tmp_path / "run")
 
