@@ -28,11 +28,11 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import release_files
-from data_prep.importing import RELEASED_SPLITS, Import, find_pictures, import_table
+from data_prep.importing import RELEASED_SPLITS, Import, add_arguments, command, find_pictures
 from data_prep.noun_phrases import choose_phrases, phrase_spans
 from data_prep.release_files import Instance
 from tmrjax.files import DataError
-from tmrjax.records import SKIPPED_FILE, Dataset, DatasetInfo, Generated, Record
+from tmrjax.records import Dataset, DatasetInfo, Generated, Record
 
 TOOL = "import_mnre"
 Scores = tuple[float, float, float]
@@ -193,10 +193,7 @@ def import_mnre(options: Options) -> Dataset:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--source", type=Path, required=True, help="released folder TMR-RE/data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
-    parser.add_argument("--images", type=Path, help="folder of original pictures named as img_id")
-    parser.add_argument("--generated", type=Path, help="folder of generated pictures, likewise")
+    add_arguments(parser)
     parser.add_argument(
         "--phrases",
         choices=("text", "released", "none"),
@@ -204,19 +201,8 @@ def main() -> None:
         help="text: found in the text; released: THEY LEAK THE LABEL, every report says so",
     )
     parser.add_argument("--scores", choices=("unambiguous", "last", "none"), default="unambiguous")
-    parser.add_argument(
-        "--generated-boxes", choices=("released", "none"), default="released", help="none needs no torch"
-    )
-    parser.add_argument("--pictures", choices=("optional", "require"), default="optional")
-    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=f"skip lists in {SKIPPED_FILE}")
-    parser.add_argument("--link", action="store_true", help="hard links instead of copies of the pictures")
-    parser.add_argument("--name", help="name of the data set (default: mnre)")
-    try:
-        dataset = import_mnre(Options(**vars(parser.parse_args())))
-    except (DataError, OSError) as error:
-        sys.exit(f"import_mnre: {error}")
-    print(import_table(dataset, TOOL))
-    print(f"written to {dataset.root}")
+    options = Options(**vars(parser.parse_args()))
+    command(TOOL, lambda: import_mnre(options))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import release_files
-from data_prep.importing import RELEASED_SPLITS, Import, find_pictures, import_table
+from data_prep.importing import RELEASED_SPLITS, Import, add_arguments, command, find_pictures
 from tmrjax.files import DataError
-from tmrjax.records import SKIPPED_FILE, Dataset, DatasetInfo, Generated, Record
+from tmrjax.records import Dataset, DatasetInfo, Generated, Record
 
 TOOL = "import_twitter"
 LABELS = ("PER", "LOC", "ORG", "MISC")
@@ -188,27 +188,13 @@ def import_twitter(options: Options) -> Dataset:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--source", type=Path, required=True, help="released folder twitter2015 or twitter2017")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
-    parser.add_argument("--images", type=Path, help="folder of original pictures, <id>.jpg|jpeg|png")
-    parser.add_argument("--generated", type=Path, help="folder of generated pictures, likewise")
+    add_arguments(parser)
     parser.add_argument("--phrases", choices=("released", "none"), default="released")
     parser.add_argument(
         "--scores", action=argparse.BooleanOptionalAction, default=True, help="import divergence scores"
     )
-    parser.add_argument(
-        "--generated-boxes", choices=("released", "none"), default="released", help="none needs no torch"
-    )
-    parser.add_argument("--pictures", choices=("optional", "require"), default="optional")
-    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=f"skip lists in {SKIPPED_FILE}")
-    parser.add_argument("--link", action="store_true", help="hard links instead of copies of the pictures")
-    parser.add_argument("--name", help="name of the data set (default: the source folder's)")
-    try:
-        dataset = import_twitter(Options(**vars(parser.parse_args())))
-    except (DataError, OSError) as error:
-        sys.exit(f"import_twitter: {error}")
-    print(import_table(dataset, TOOL))
-    print(f"written to {dataset.root}")
+    options = Options(**vars(parser.parse_args()))
+    command(TOOL, lambda: import_twitter(options))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import filecmp
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -163,3 +165,28 @@ def import_table(dataset: Dataset, tool: str) -> str:
         f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
     )
     return "\n".join([*lines, audit_table(audit(dataset))])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that every importer has."""
+    parser.add_argument("--source", type=Path, required=True, help="folder of the release")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
+    parser.add_argument("--images", type=Path, help="folder of original pictures, <id>.jpg|jpeg|png")
+    parser.add_argument("--generated", type=Path, help="folder of generated pictures, likewise")
+    parser.add_argument(
+        "--generated-boxes", choices=("released", "none"), default="released", help="none needs no torch"
+    )
+    parser.add_argument("--pictures", choices=("optional", "require"), default="optional")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=f"skip lists in {SKIPPED_FILE}")
+    parser.add_argument("--link", action="store_true", help="hard links instead of copies of the pictures")
+    parser.add_argument("--name", help="name of the data set (default: the importer's choice)")
+
+
+def command(tool: str, run: Callable[[], Dataset]) -> None:
+    """Runs an importer and prints its table; a fault ends the process with one line."""
+    try:
+        dataset = run()
+    except (DataError, OSError) as error:
+        sys.exit(f"{tool}: {error}")
+    print(import_table(dataset, tool))
+    print(f"written to {dataset.root}")
