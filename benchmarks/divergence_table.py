@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/divergence_table"))
     parser.add_argument("--corpus", type=Path, help="a corpus with both tests; the generated one unless given")
-    parser.add_argument("--pairs", type=int, default=3000, help="size of the generated one")
+    parser.add_argument("--pairs", type=int, default=8000, help="size of the generated one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS)[:3])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")

@@ -1,6 +1,6 @@
 """Makes the demo's divergence corpus: two styles to learn from, a third for the test out of the domain.
 
-    python data_prep/make_divergence_demo.py --out=runs/demo/corpus --pairs=4000 --seed=0
+    python data_prep/make_divergence_demo.py --out=runs/demo/corpus --pairs=8000 --seed=0
 
 A corpus as data_prep/build_divergence_corpus.py builds it, from pairs that data_prep/demo_pairs.py draws: `pairs`
 strengthen, as many complement, twice as many weaken pairs to train on. Beside it lies `text_encoder/`, the vocabulary
@@ -30,7 +30,7 @@ SHARES = {"dev": 0.1, "test": 0.2, "out_of_domain": 0.2}
 SPARE = 1.1  # drawn for one that is used: a text may come twice and is dropped
 
 
-def make_divergence_demo(out: str | Path, *, pairs: int = 4000, seed: int = 0, progress: bool = True) -> CorpusInfo:
+def make_divergence_demo(out: str | Path, *, pairs: int = 8000, seed: int = 0, progress: bool = True) -> CorpusInfo:
     """Writes the corpus to `out` (resumed where it was stopped, returned where it is whole); returns its info."""
     if pairs < 50 or seed < 0:
         raise ValueError(f"pairs={pairs}, seed={seed}: expected pairs >= 50 and seed >= 0")
@@ -78,7 +78,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], epilog=NOTICE)
     parser.add_argument("--out", required=True, type=Path, help="folder of the corpus")
-    parser.add_argument("--pairs", type=int, default=4000, help="strengthen pairs of train (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=8000, help="strengthen pairs of train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     options = parser.parse_args()
     print(f"{NOTICE}\n")

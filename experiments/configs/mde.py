@@ -66,13 +66,13 @@ def get_config(name: str = "demo") -> ConfigDict:
                     "picture_longest": 96,
                 },
                 "sizes": {
-                    "hidden": 128, "layers": 3, "heads": 4, "intermediate": 256, "patch": 16, "grid_size": 64,
+                    "hidden": 128, "layers": 2, "heads": 4, "intermediate": 256, "patch": 16, "grid_size": 64,
                 },
-                "model": {"dtype": "float32"},
+                "model": {"dtype": "float32", "dropout": 0.0},
                 "mode": "cross_entropy",
                 "batch_size": 64,
-                "steps": 1_500,
-                "evaluate_every": 250,
+                "steps": 3_000,
+                "evaluate_every": 500,
                 "lr": 1e-3,
             }
         )  # fmt: skip
