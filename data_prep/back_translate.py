@@ -40,16 +40,8 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 from data_prep.diffusion import Drawing, Generator, Picture, picture_size, seed_of
 from data_prep.diffusion_folder import DTYPES, SCHEDULERS, open_folder
 from data_prep.diffusion_weights import ExtraMissingError, load_model
-from data_prep.stages import (
-    JOURNALS,
-    Outcome,
-    Selection,
-    Stage,
-    add_arguments,
-    command,
-    run_stage,
-    selection_of,
-)
+from data_prep.stage_command import add_arguments, command, selection_of
+from data_prep.stages import JOURNALS, Outcome, Selection, Stage, run_stage
 from tmrjax import __version__
 from tmrjax.files import DataError, parse_json, read_bytes, write_atomic
 from tmrjax.records import Dataset, Generated, Record

@@ -22,7 +22,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import constituency, noun_phrases, stages
+from data_prep import constituency, noun_phrases, stage_command, stages
 from data_prep.release_files import words_from_elsewhere
 from data_prep.stages import Outcome, Selection, Stage
 from tmrjax.files import DataError
@@ -103,15 +103,15 @@ def extract_phrases(root: Path, selection: Selection | None = None, **options: A
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    stages.add_arguments(parser)
+    stage_command.add_arguments(parser)
     parser.add_argument("--parser", choices=PARSERS, default="pattern")
     parser.add_argument("--models", type=Path, help="folder of stanza's models")
     parser.add_argument("--maximum", type=int, default=noun_phrases.MAXIMUM, help="phrases of a post")
     parser.add_argument("--batch-size", type=int, default=64, help="posts at a time (default: %(default)s)")
     flags = parser.parse_args()
     options = {name: getattr(flags, name) for name in ("parser", "models", "maximum", "batch_size")}
-    stages.command(
-        "extract_phrases", [NAME], lambda: extract_phrases(flags.dataset, stages.selection_of(flags), **options)
+    stage_command.command(
+        "extract_phrases", [NAME], lambda: extract_phrases(flags.dataset, stage_command.selection_of(flags), **options)
     )
 
 

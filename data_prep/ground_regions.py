@@ -33,7 +33,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 
 from PIL import Image
 
-from data_prep import region_files, stages
+from data_prep import region_files, stage_command, stages
 from data_prep.detectors import MODEL_TYPES, Detector, Found
 from data_prep.saliency import salient_boxes
 from data_prep.stages import Outcome, Selection, Stage, file_digest
@@ -267,7 +267,7 @@ def ground_regions(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    stages.add_arguments(parser)
+    stage_command.add_arguments(parser)
     parser.add_argument("--method", choices=METHODS, default="saliency")
     parser.add_argument("--pictures", choices=(*PICTURES, "both"), default="both")
     parser.add_argument("--maximum", type=int, default=MAXIMUM, help="regions of a picture")
@@ -285,9 +285,9 @@ def main() -> None:
     def run() -> Dataset:
         options = {item.name: getattr(flags, item.name) for item in dataclasses.fields(Options)}
         options["boxes"] = tuple(flags.boxes)
-        return ground_regions(flags.dataset, stages.selection_of(flags), pictures=kinds, **options)
+        return ground_regions(flags.dataset, stage_command.selection_of(flags), pictures=kinds, **options)
 
-    stages.command("ground_regions", [PICTURES[kind] for kind in kinds], run)
+    stage_command.command("ground_regions", [PICTURES[kind] for kind in kinds], run)
 
 
 if __name__ == "__main__":

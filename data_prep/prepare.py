@@ -21,7 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import stages
+from data_prep import stage_command
 from data_prep.diffusion_folder import DTYPES
 from data_prep.extract_phrases import PARSERS, extract_phrases
 from data_prep.ground_regions import MODEL_TYPES, ground_regions
@@ -92,7 +92,7 @@ def prepare(root: Path, names: Sequence[str] = DEFAULT, selection: Selection | N
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    stages.add_arguments(parser)
+    stage_command.add_arguments(parser)
     parser.add_argument("--stages", default=",".join(DEFAULT), help=f"of {','.join(STAGES)} (default: %(default)s)")
     parser.add_argument("--parser", choices=PARSERS, default="pattern", help="of noun phrases")
     parser.add_argument("--stanza", type=Path, help="folder of stanza's models")
@@ -111,13 +111,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="prepare: %(message)s")
 
     def run() -> Dataset:
-        selection = stages.selection_of(flags)
+        selection = stage_command.selection_of(flags)
         planned(names, **options)  # what lacks is said before anything is printed or run
         before = read_dataset(flags.dataset)
         print(f"before: {completeness_table(before)}\n", flush=True)
         return prepare(flags.dataset, names, selection, **options)
 
-    stages.command("prepare", [], run)
+    stage_command.command("prepare", [], run)
 
 
 if __name__ == "__main__":

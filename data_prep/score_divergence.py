@@ -30,8 +30,8 @@ from jax.sharding import Mesh
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import stages
-from data_prep.stages import Outcome, Selection, Stage, run_stage
+from data_prep import stage_command
+from data_prep.stages import Outcome, Selection, Stage, file_digest, run_stage
 from tmrjax.batching import BatchPlan
 from tmrjax.checkpoints import CheckpointError, package_versions
 from tmrjax.divergence import normalise_as_released
@@ -137,7 +137,7 @@ def _slots(record: Record) -> dict[str, str | None]:
 
 def _inputs(record: Record, root: Path) -> Any:
     paths = _slots(record).values()
-    return [list(record.tokens), *(None if path is None else stages.file_digest(root / path) for path in paths)]
+    return [list(record.tokens), *(None if path is None else file_digest(root / path) for path in paths)]
 
 
 def _score(
@@ -202,7 +202,7 @@ def mean_scores(dataset: Dataset) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    stages.add_arguments(parser)
+    stage_command.add_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, help="workdir of experiments/mde.py")
     parser.add_argument("--normalise", choices=NORMALISATIONS, default="none", help="release: R8, weaken unknown")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs over all devices (default: %(default)s)")
@@ -211,12 +211,12 @@ def main() -> None:
     done: list[Dataset] = []
 
     def run() -> Dataset:
-        selection = stages.selection_of(flags)
+        selection = stage_command.selection_of(flags)
         options = {"normalise": flags.normalise, "batch_size": flags.batch_size, "selection": selection}
         done.append(score_divergence(flags.dataset, flags.checkpoint, **options))
         return done[0]
 
-    stages.command(NAME, [NAME], run)
+    stage_command.command(NAME, [NAME], run)
     print(mean_scores(done[0]))
 
 

@@ -57,7 +57,7 @@ def evaluate(
     size = -(-size // mesh.size) * mesh.size
     step = estimator.score_step(mesh)
     reports = {
-        split: evaluate_split(estimator, step, variables, corpus, split, mesh, size)
+        split: evaluate_split(estimator, step, variables, estimator.batches(corpus[split], size), mesh)
         for split in splits or [split for split in TESTS if split in corpus]
     }
     title = f"{corpus.info.name}, estimator trained by {config['mode']}, variant {estimator.model.variant}"

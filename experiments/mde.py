@@ -25,6 +25,7 @@ from tmrjax.corpus import Corpus, open_corpus
 from tmrjax.divergence_loss import make_loss
 from tmrjax.divergence_report import divergence_report, format_divergence_report
 from tmrjax.estimator import Estimator
+from tmrjax.pair_pipeline import PairBatches, TextLengths
 from tmrjax.sharding import check_batch_size, make_mesh
 from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
 
@@ -55,12 +56,15 @@ def corpus_meta(corpus: Corpus) -> dict[str, Any]:
 
 
 def evaluate_split(
-    estimator: Estimator, step: Any, variables: Any, corpus: Corpus, split: str, mesh: Mesh, batch_size: int
+    estimator: Estimator, step: Any, variables: Any, planned: tuple[PairBatches, TextLengths], mesh: Mesh
 ) -> dict[str, Any]:
-    """The report of all pairs of one split, with how many of its texts were cut."""
-    batches, lengths = estimator.batches(corpus[split], batch_size)
+    """The report of all pairs of one split, with how many of its texts were cut.
+
+    ``planned``: of :meth:`tmrjax.estimator.Estimator.batches`, which reads every text of the split.
+    """
+    batches, lengths = planned
     scores = estimator.scores(step, variables, batches, mesh, progress=progress_bar)
-    report = divergence_report(corpus[split].index["label"], scores)
+    report = divergence_report(batches.split.index["label"], scores)
     return {**report, "texts_cut": lengths.cut, "texts_without_pieces": lengths.empty}
 
 
@@ -95,11 +99,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     step = make_train_step(loss, optimizer, mesh)
     score = estimator.score_step(mesh)
 
-    def evaluate(variables, split="dev") -> dict[str, Any]:
-        return evaluate_split(estimator, score, variables, corpus, split, mesh, config.eval_batch_size)
+    def evaluate(variables, planned) -> dict[str, Any]:
+        return evaluate_split(estimator, score, variables, planned, mesh)
+
+    dev = estimator.batches(corpus["dev"], config.eval_batch_size)
 
     def evaluate_dev(variables) -> dict[str, float]:
-        scores = evaluate(variables)
+        scores = evaluate(variables, dev)
         return {name: scores[name] for name in DEV_SCORES}
 
     # ---- loop
@@ -123,6 +129,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- both tests, once, with the best step on dev
     best, _ = restore_best(workdir, mesh)
+    tests = {name: estimator.batches(corpus[name], config.eval_batch_size) for name in TESTS if name in corpus}
     seconds = outcome["seconds_per_step"]
     report = {
         "task": config.task,
@@ -134,7 +141,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "seed": config.seed,
         "best_step": outcome["best"]["step"],
         "dev": {name: outcome["best"][name] for name in DEV_SCORES},
-        **{split: evaluate(best, split) for split in TESTS if split in corpus},
+        **{name: evaluate(best, planned) for name, planned in tests.items()},
         "train_texts": {"cut": lengths.cut, "without_pieces": lengths.empty},
         "seconds_per_step": seconds,
         "pictures_per_second": config.batch_size / seconds if seconds else None,

@@ -56,6 +56,7 @@ def start() -> None:
     keep_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
+    logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every kind of accelerator that is not there
     if FLAGS.distributed or FLAGS.coordinator:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
 

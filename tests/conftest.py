@@ -11,7 +11,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Most of the suite's time is XLA's; tiny models need no fast code. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` has all.
+# Most of the suite's time is XLA's; tiny models need no fast code. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has all.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach a hub
 

@@ -11,7 +11,8 @@ import pytest
 from killed_stage import shout
 
 from data_prep import stages
-from data_prep.stages import Selection, file_digest, run_stage, stage_table
+from data_prep.stage_command import stage_table
+from data_prep.stages import Selection, file_digest, run_stage
 from tmrjax.files import DataError
 from tmrjax.records import Record, read_dataset, read_info, write_dataset
 
