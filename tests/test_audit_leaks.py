@@ -10,9 +10,9 @@ from tmrjax.records import Dataset, DatasetInfo, Generated, Record
 RELATIONS = ("None", "/a", "/b")
 
 
-def dataset(change, task="re", size=300):
+def dataset(change, task="re", size=300, seed=0):
     """Records whose label is random, and which ``change`` may betray."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     splits = {}
     for split in ("train", "test"):
         records = []
@@ -80,6 +80,16 @@ def test_a_blind_guess_is_no_leak():
     rows = {row.reads: row for row in audit(dataset(noise))}
     assert rows["nothing"].f1 == 0 and rows["file names of pictures"].f1 > 0.1
     assert not any(row.leak for row in rows.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_handful_of_posts_says_nothing(seed):
+    """Of 12 posts a predictor without knowledge is far above the majority now and then."""
+
+    def noise(record, label, generator):
+        return Record(**{**record.__dict__, "image": f"images/{'abc'[generator.integers(3)]}.jpg"})
+
+    assert not any(row.leak for row in audit(dataset(noise, size=12, seed=seed)))
 
 
 def test_without_two_splits_there_is_nothing_to_say():
