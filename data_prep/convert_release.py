@@ -1,7 +1,9 @@
-"""Turn the authors' released NER or RE weights into a checkpoint that evaluate.py and predict.py take.
+"""Turn the authors' released weights into a checkpoint: of NER or RE for evaluate.py and predict.py, of the divergence
+estimator for score_divergence.py and evaluate_mde.py.
 
 python data_prep/convert_release.py --weights=NER.pth --vocabulary=BERT_DIR --out=WORKDIR [--data=DATASET]
 python data_prep/convert_release.py --weights=RE.pth --relations=ours_rel2id.json --vocabulary=BERT_DIR --out=WORKDIR
+python data_prep/convert_release.py --weights=MDE.pth --estimator --vocabulary=BERT_DIR --out=WORKDIR [--data=CORPUS]
 
 The released file has no tokenizer: --vocabulary names the folder of the BERT it was trained from (vocab.txt suffices).
 Safetensors are read without torch; a .pth needs the extra `release` and is read with weights_only, never unpickled.
@@ -22,9 +24,12 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 from data_prep.release_files import read_relations
 from tmrjax import convert
 from tmrjax.checkpoints import BEST, CheckpointStore, package_versions
-from tmrjax.convert import ner_from_release, re_from_release
+from tmrjax.convert import mde_from_release, ner_from_release, re_from_release
+from tmrjax.estimator import Estimator
 from tmrjax.examples import TextSettings
 from tmrjax.files import sha256
+from tmrjax.pair_pictures import PairPictureSettings
+from tmrjax.pair_pipeline import PairTextSettings
 from tmrjax.reader import PictureSettings, Reader
 from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.tagger import Tagger
@@ -71,12 +76,7 @@ def convert_release(
     """
     restore = ner_from_release if relations is None else re_from_release
     model, variables = restore(read_weights(weights), num_attention_heads=num_attention_heads)
-    tokenizer = load_tokenizer(vocabulary)
-    if len(tokenizer) > model.bert.vocab_size:
-        raise ValueError(
-            f"{vocabulary} has {len(tokenizer)} word pieces, but the weights {model.bert.vocab_size}: give the "
-            "vocabulary of the BERT that the model was trained from"
-        )
+    tokenizer = _tokenizer(vocabulary, model.bert.vocab_size)
     shared = {"model": model, "tokenizer": tokenizer, "pictures": PictureSettings()}
     if relations is None:
         reader: Reader = Tagger(
@@ -91,22 +91,52 @@ def convert_release(
         reader = RelationClassifier(
             labels=labels, text=TextSettings(RE_PIECES, max_phrase_pieces or 6), buckets=(RE_PIECES,), **shared
         )
-    config: dict[str, Any] = {
-        "data": {"root": data, "on_error": "raise", "feature_cache": False},
-        "eval_batch_size": 16,
-    }
+    config = {"data": {"root": data, "on_error": "raise", "feature_cache": False}, "eval_batch_size": 16}
+    _save(out, weights, config, reader.to_meta(), variables)
+    return reader
+
+
+def convert_estimator(
+    weights: Path, vocabulary: Path, out: Path, *, data: str = "", num_attention_heads: int | None = None
+) -> Estimator:
+    """Write the checkpoint of the released divergence estimator; returns it. ``data``: the corpus to evaluate on."""
+    model, variables = mde_from_release(read_weights(weights), num_attention_heads=num_attention_heads)
+    vilt = model.vilt
+    estimator = Estimator(
+        model=model,
+        tokenizer=_tokenizer(vocabulary, vilt.vocab_size),
+        texts=PairTextSettings(vilt.max_position_embeddings),
+        # As ViLT's own processor: the long side is 1333 / 800 of the short one at most.
+        pictures=PairPictureSettings(vilt.image_size, int(1333 / 800 * vilt.image_size), divisor=vilt.patch_size),
+    )
+    config = {"data": {"root": data}, "eval_batch_size": 16, "mode": "the authors"}
+    _save(out, weights, config, estimator.to_meta(), variables)
+    return estimator
+
+
+def _tokenizer(vocabulary: Path, pieces: int) -> Any:
+    tokenizer = load_tokenizer(vocabulary)
+    if len(tokenizer) > pieces:
+        raise ValueError(
+            f"{vocabulary} has {len(tokenizer)} word pieces, but the weights {pieces}: give the vocabulary of the "
+            "BERT that the model was trained from"
+        )
+    return tokenizer
+
+
+def _save(out: Path, weights: Path, config: dict[str, Any], described: dict[str, Any], variables: Any) -> None:
+    """A workdir with one checkpoint, whose source is the released file."""
     meta = {
         "config": config,
         "dataset": None,
         "versions": package_versions(),
         "source": {"file": weights.name, "sha256": sha256(weights.read_bytes()) if weights.is_file() else None},
         "best": None,
-        **reader.to_meta(),
+        **described,
     }
     store = CheckpointStore(out / BEST)
     store.save(0, {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta)
     store.close()
-    return reader
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,11 +145,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, required=True, help=".pth or .safetensors of a released model")
     parser.add_argument("--vocabulary", type=Path, required=True, help="folder with vocab.txt")
     parser.add_argument("--out", type=Path, required=True, help="workdir to write")
-    parser.add_argument("--data", default="", help="prepared data set that evaluate.py takes by default")
-    parser.add_argument("--relations", type=Path, help="ours_rel2id.json of the release, for weights of RE")
+    parser.add_argument("--data", default="", help="prepared data set, or corpus, to evaluate on by default")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--relations", type=Path, help="ours_rel2id.json of the release, for weights of RE")
+    kind.add_argument("--estimator", action="store_true", help="the weights are the divergence estimator's")
     parser.add_argument("--max-phrase-pieces", type=int, help="4 for NER, 6 for RE unless given")
     parser.add_argument("--num-attention-heads", type=int, help="of BERT; hidden / 64 unless given")
     options = parser.parse_args(arguments)
+    if options.estimator:
+        estimator = convert_estimator(
+            options.weights,
+            options.vocabulary,
+            options.out,
+            data=options.data,
+            num_attention_heads=options.num_attention_heads,
+        )
+        size = estimator.pictures.size
+        print(f"written to {options.out}: {estimator.texts.max_pieces} word pieces, pictures of {size} pixels")
+        return
     reader = convert_release(
         options.weights,
         options.vocabulary,

@@ -71,7 +71,11 @@ class Scorer:
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(variables):
             digest.update(np.ascontiguousarray(leaf))
-        said = {"weights": digest.hexdigest()[:16], "step": meta["best"]["step"], "corpus": meta["dataset"]["name"]}
+        said = {"weights": digest.hexdigest()[:16]}
+        if meta["best"] is None:  # converted, not trained here
+            said["source"] = meta["source"]["file"]
+        else:
+            said |= {"step": meta["best"]["step"], "corpus": meta["dataset"]["name"]}
         return cls(estimator, replicate(variables, mesh), mesh, estimator.score_step(mesh), batch_size), said
 
     def __call__(self, texts: Sequence[Sequence[int]], pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -110,7 +114,7 @@ def score_divergence(
             inputs=lambda record: _inputs(record, root),
             options={"normalise": normalise, **said},
             info=lambda info, _: dataclasses.replace(info, renormalised_scores=normalise == "release"),
-            model=f"{checkpoint.name}, step {said['step']}",
+            model=f"{checkpoint.name}, " + (f"step {said['step']}" if "step" in said else said["source"]),
             versions=package_versions(),
             batch_size=batch_size,
         )

@@ -59,7 +59,7 @@ def evaluate(
     variables, meta = restore_best(workdir, mesh)
     reader = reader_from_meta(meta)
     config = meta["config"]
-    dataset = read_dataset(data or config["data"]["root"], on_error=config["data"]["on_error"])
+    dataset = read_dataset(running.data_root(data, config), on_error=config["data"]["on_error"])
     if dataset.info.task != meta["task"] or set(dataset.info.labels) != set(reader.labels):
         raise CheckpointError(
             f"{workdir} was trained for {meta['task']!r} with {list(reader.labels)}, but {dataset.root} is "

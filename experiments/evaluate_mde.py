@@ -52,7 +52,7 @@ def evaluate(
     mesh = make_mesh(devices)
     variables, meta = restore_best(workdir, mesh)
     estimator, config = Estimator.from_meta(meta), meta["config"]
-    corpus = open_corpus(data or config["data"]["root"], require_classes=())
+    corpus = open_corpus(running.data_root(data, config), require_classes=())
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = estimator.score_step(mesh)

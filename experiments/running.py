@@ -81,6 +81,14 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         write_json(path, current)
 
 
+def data_root(given: str | None, config: Mapping[str, Any]) -> str:
+    """The folder to evaluate on: given by a flag, or the run's own; raises ValueError where a checkpoint names none."""
+    root = given or config["data"]["root"]
+    if not root:
+        raise ValueError("this checkpoint was converted and names no data of its own: give --data=DIR")
+    return root
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused."""
     path.parent.mkdir(parents=True, exist_ok=True)

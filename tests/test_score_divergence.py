@@ -6,20 +6,24 @@ import functools
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from test_divergence import TINY, released_state
 from transformers import BertTokenizerFast
 
+from data_prep import convert_release
 from data_prep import score_divergence as module
 from data_prep.score_divergence import NAME, Scorer, main, mean_scores, score_divergence
 from data_prep.stages import Selection
+from experiments import evaluate_mde
 from tests.corpus_pictures import encoded, picture
 from tmrjax.checkpoints import BEST, CheckpointStore
-from tmrjax.divergence import DivergenceEstimator
+from tmrjax.divergence import DivergenceEstimator, score
 from tmrjax.encoders.vilt import ViltConfig
 from tmrjax.estimator import Estimator
 from tmrjax.files import DataError
 from tmrjax.images import load_picture
 from tmrjax.pair_pictures import PairPictureSettings, estimator_pixels
-from tmrjax.pair_pipeline import PairTextSettings
+from tmrjax.pair_pipeline import PairTextSettings, collate_inputs, encode_text
 from tmrjax.records import DatasetInfo, Generated, Record, read_dataset, write_dataset
 from tmrjax.sharding import make_mesh, replicate
 
@@ -194,3 +198,33 @@ def test_the_command_prints_what_there_is(scored, workdirs, monkeypatch, capsys)
 def test_no_estimator_there_is_told(data, tmp_path):
     with pytest.raises(DataError, match="the workdir of a divergence estimator"):
         score_divergence(data, tmp_path / "none", selection=QUIET)
+
+
+def test_the_released_estimator_scores_and_says_that_it_is(data, workdirs, tmp_path, capsys):
+    _, _, state = released_state()
+    # Larger than drawn, so that the scores of different pairs differ.
+    state = {name: np.ascontiguousarray(value) * (1 if value.dtype.kind == "i" else 4) for name, value in state.items()}
+    save_file(state, tmp_path / "mde.safetensors")
+    arguments = [
+        "--weights",
+        tmp_path / "mde.safetensors",
+        "--vocabulary",
+        workdirs[0].parent,
+        "--out",
+        tmp_path / "run",
+    ]
+    convert_release.main([*map(str, arguments), "--estimator", f"--num-attention-heads={TINY.num_attention_heads}"])
+    assert f"{TINY.max_position_embeddings} word pieces" in capsys.readouterr().out
+    scored = score_divergence(data, tmp_path / "run", batch_size=8, selection=QUIET)
+    stage = scored.info.stages[NAME]
+    assert stage["options"]["source"] == "mde.safetensors" and stage["model"] == "run, mde.safetensors"
+    estimator, variables, _ = Estimator.load(tmp_path / "run")
+    record = next(record for record in scored.splits["test"] if record.image)
+    pixels = estimator_pixels(load_picture(data / record.image), estimator.pictures)
+    ids = encode_text(estimator.tokenizer, " ".join(record.tokens), estimator.texts)
+    expected = score(estimator.model, variables, collate_inputs([ids], [pixels], (len(ids), *pixels.shape[:2])))[0]
+    np.testing.assert_allclose(record.scores, expected, atol=1e-4)
+    found = [record.scores for record in scored.splits["train"] if record.scores]
+    assert np.ptp(found, axis=0).max() > 0.01
+    with pytest.raises(ValueError, match="names no data of its own"):
+        evaluate_mde.evaluate(tmp_path / "run", devices=1)
