@@ -1,9 +1,10 @@
 """What divergence scores are worth on the demo world: MNER with learned scores, with the drawn ones, with none.
 
-    python -m benchmarks.demo_scores [runs/demo]
+    python -m benchmarks.demo_scores [runs/demo] [--seeds 0 1 2]
 
 Reads what `make demo-full` left: the reports of three runs of the same model on the same posts, and how well the
-learned scores tell pictures that fit their post from those that do not, by the world's own truth (world.jsonl).
+learned scores tell pictures that fit their post from those that do not, by the world's own truth (world.jsonl). Other
+seeds than its 0 are trained beside, with the scores of the one estimator.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tmrjax.record_schema import SCORE_CLASSES
 from tmrjax.records import read_dataset
 
-RUNS = {"learned scores": "learned", "drawn scores": "full", "no scores": "unscored"}
+# Of each run its folder, its data and what it changes of the demo's config, as the Makefile has it.
+RUNS = {
+    "learned scores": ("learned", "scored", {}),
+    "drawn scores": ("full", "data", {}),
+    "no scores": ("unscored", "data", {"model.use_scores": False}),
+}
 FIELDS = {"scores": "relation", "generated_scores": "generated_relation"}
 
 
@@ -48,11 +55,27 @@ def agreement(root: Path) -> dict[str, dict[str, tuple[float, int]]]:
     }
 
 
+def run_one(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """The report of one run of MNER; trained now unless it is there."""
+    run, data, changes = RUNS[name]
+    workdir = folder / (run if seed == 0 else f"{run}-{seed}")
+    if not (workdir / "report.json").exists():
+        from experiments import task
+        from experiments.configs.mner import get_config
+
+        config = get_config("demo")
+        config.update_from_flattened_dict({"data.root": str(folder / data), "seed": seed, **changes})
+        return task.run(config, workdir)
+    return json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/demo"), help="of make demo-full")
-    folder = parser.parse_args().folder
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    folder = options.folder
     print("\nmisleading or not, by weaken < 1/2 (test; share right, pictures)")
     tables = {name: agreement(folder / data) for name, data in (("learned", "scored"), ("drawn", "data"))}
     print(f"  {'':44s}{'learned':>9s}{'drawn':>9s}{'number':>9s}")
@@ -62,9 +85,11 @@ def main() -> None:
             name = ("original" if field == "scores" else "generated") + " picture, " + kind
             print(f"  {name:44s}{right:9.3f}{drawn:9.3f}{number:9d}")
     print("\nMNER, demo test, strict micro F1 (SYNTHETIC DATA: no figure here says anything about real posts)")
-    for name, run in RUNS.items():
-        report = json.loads((folder / run / "report.json").read_text(encoding="utf-8"))
-        print(f"  {name:20s} test {100 * report['test']['f1']:6.2f}   dev {100 * report['dev']['f1']:6.2f}")
+    for name in RUNS:
+        reports = [run_one(folder, name, seed) for seed in options.seeds]
+        found = {split: [100 * report[split]["f1"] for report in reports] for split in ("test", "dev")}
+        parts = [f"{split} {np.mean(values):6.2f} ± {np.std(values):4.2f}" for split, values in found.items()]
+        print(f"  {name:20s} {'   '.join(parts)}   (seeds {', '.join(map(str, options.seeds))})")
 
 
 if __name__ == "__main__":
