@@ -37,7 +37,8 @@ INSIDE = {"flickr8k": STRENGTHEN, "mvsa_single": COMPLEMENT}
 OUTSIDE = {"coco": STRENGTHEN, "mediaeval2016": COMPLEMENT}
 # Square pictures of 96 pixels in 9 patches; chosen for minutes on 2 cores, not for its figures.
 SETTINGS = {
-    "data.max_pieces": 32, "data.picture_size": 96, "data.picture_longest": 96, "data.picture_square": True,
+    "data.max_pieces": 32, "data.length_buckets": (), "data.picture_size": 96, "data.picture_longest": 96,
+    "data.picture_square": True,
     "sizes.hidden": 128, "sizes.layers": 2, "sizes.heads": 4, "sizes.intermediate": 256, "sizes.patch": 32,
     "sizes.grid_size": 96, "model.dropout": 0.0, "steps": 800, "evaluate_every": 100, "lr": 1e-3,
 }  # fmt: skip

@@ -236,6 +236,7 @@ def test_settings_that_the_model_does_not_have_are_refused(finished):
     estimator = Estimator.load(finished[0])[0]
     meta = estimator.to_meta()
     for change, message in (
+        ({"texts": {"max_pieces": 10, "buckets": [8]}}, "longest bucket 8 is below max_pieces 10"),
         ({"texts": {"max_pieces": 11, "buckets": []}}, "texts of 11 word pieces, but the model has 10 positions"),
         ({"pictures": {**meta["pictures"], "size": 12, "divisor": 12}}, "multiples of 12, but the model's patches"),
     ):

@@ -33,11 +33,15 @@ _TEXTS_AT_ONCE = 1000
 class PairTextSettings:
     """max_pieces: with [CLS] and [SEP], 40 as in ViLT; buckets: lengths that a batch may have, () for max_pieces alone.
 
-    Part of every checkpoint.
+    Part of every checkpoint. Raises ValueError where no bucket holds a text of max_pieces.
     """
 
     max_pieces: int = 40
     buckets: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.buckets and max(self.buckets) < self.max_pieces:
+            raise ValueError(f"the longest bucket {max(self.buckets)} is below max_pieces {self.max_pieces}")
 
 
 def encode_text(tokenizer: Tokenizer, text: str, settings: PairTextSettings) -> list[int]:
