@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/divergence_table"))
     parser.add_argument("--corpus", type=Path, help="a corpus with both tests; the generated one unless given")
     parser.add_argument("--pairs", type=int, default=8000, help="size of the generated one")
+    parser.add_argument("--weaken-from", choices=["source", "domain"], default="source", help="of the generated one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS)[:3])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")
@@ -72,7 +73,7 @@ def main() -> None:
     keep_memory()
     corpus = options.corpus or options.out / "corpus"
     if options.corpus is None and not (corpus / "corpus.json").exists():
-        make_divergence_demo(corpus, pairs=options.pairs, seed=0)
+        make_divergence_demo(corpus, pairs=options.pairs, seed=0, weaken_from=options.weaken_from)
     changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in options.set)}
     reports: dict[str, list] = {row: [] for row in options.rows}
     for seed in options.seeds:

@@ -145,10 +145,10 @@ def _plan(pool: Pool, options: Options) -> None:
     with pool.database:
         pool.database.execute("BEGIN IMMEDIATE")
         inside = {split: value for split, value in counts.items() if split != "test_out_of_domain"}
-        draft_plan(pool, inside, IN_DOMAIN, options.seed)
+        draft_plan(pool, inside, IN_DOMAIN, options.seed, options.weaken_from)
         if "test_out_of_domain" in counts:
             outside = {"test_out_of_domain": counts["test_out_of_domain"]}
-            draft_plan(pool, outside, OUT_OF_DOMAIN, options.seed)
+            draft_plan(pool, outside, OUT_OF_DOMAIN, options.seed, options.weaken_from)
         draft_labelled(pool, "test_out_of_domain", options.seed)
         order_plan(pool)
 
@@ -189,16 +189,21 @@ def _write_splits(pool: Pool, options: Options, parts: Sequence[Part]) -> dict[s
 
 def _pairs(pool: Pool, split: str, first: int, last: int) -> Iterator[Pair]:
     query = (
-        "SELECT n.label, s.name, s.domain, o.key, t.place, t.text, p.key, p.height, p.width, f.data FROM plan n "
-        "JOIN pictures p ON p.number = n.picture JOIN files f ON f.picture = n.picture "
+        "SELECT n.label, s.name, s.domain, q.name, o.key, t.place, t.text, p.key, p.height, p.width, f.data "
+        "FROM plan n JOIN pictures p ON p.number = n.picture JOIN files f ON f.picture = n.picture "
         "JOIN sources s ON s.number = p.source JOIN pictures o ON o.number = n.text_picture "
+        "JOIN sources q ON q.number = o.source "
         "JOIN texts t ON t.picture = n.text_picture AND t.place = n.text_place "
         "WHERE n.split = ? AND n.number >= ? AND n.number < ? ORDER BY n.number"
     )
-    for label, source, domain, owner, place, text, key, height, width, data in pool.database.execute(
+    for label, source, domain, text_source, owner, place, text, key, height, width, data in pool.database.execute(
         query, (split, first, last)
     ):
-        identifier = f"{source}:{owner}#{place}" + (f"|{key}" if key != owner else "")
+        identifier = f"{text_source}:{owner}#{place}"
+        if source != text_source:
+            identifier += f"|{source}:{key}"
+        elif key != owner:
+            identifier += f"|{key}"
         yield Pair(identifier, text, label, source, domain, data, height, width)
 
 

@@ -2,8 +2,10 @@
 
 strengthen and complement are pairs as their source has them. weaken is a text of either with the picture of another
 pair of the same source and split, so that texts and pictures of weaken look like those of the other two: nothing but
-their relation tells them apart. Where as many weaken pairs are asked for as others, each text appears once with its
-own picture and once with another's, and nearly each picture twice as well.
+their relation tells them apart. Or with that of any source of the domain (WEAKEN_FROM; the paper does not say which):
+then half of the weaken pairs of two equal sources betray themselves by a text and a picture of different kinds. Where
+as many weaken pairs are asked for as others, each text appears once with its own picture and once with another's, and
+nearly each picture twice as well.
 
 Splits are drawn by picture; as the pool holds each picture and each text once, no split shares either with another.
 """
@@ -11,7 +13,8 @@ Splits are drawn by picture; as the pool holds each picture and each text once, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +27,7 @@ IN_DOMAIN, OUT_OF_DOMAIN = "in", "out"
 WEAKEN, COMPLEMENT, STRENGTHEN = range(3)
 ROLES = {COMPLEMENT: "complement", STRENGTHEN: "strengthen"}
 LABELLED = "labelled"
+WEAKEN_FROM = ("source", "domain")  # where the other picture of a weaken pair is from
 
 
 class Counts(NamedTuple):
@@ -38,7 +42,9 @@ class Counts(NamedTuple):
         return Counts(*(int(count * factor + 1e-6) for count in self))
 
 
-def draft_plan(pool: Pool, counts: Mapping[str, Counts], domain: str, seed: int) -> dict[str, Counts]:
+def draft_plan(
+    pool: Pool, counts: Mapping[str, Counts], domain: str, seed: int, weaken_from: str = "source"
+) -> dict[str, Counts]:
     """Draw the splits of one domain from the pool; `counts` are the most that each split gets.
 
     Where the sources have less, all classes of all splits shrink by one factor, so that the mixture stays. Returns
@@ -85,7 +91,7 @@ def draft_plan(pool: Pool, counts: Mapping[str, Counts], domain: str, seed: int)
         for label in present:
             _choose(pool, split, label, domain, *ranges[split, label], drawn[split][label])
         _add_positives(pool, split, seed)
-        _add_weaken(pool, split, drawn[split].weaken, seed)
+        _add_weaken(pool, split, drawn[split].weaken, seed, weaken_from)
     return drawn
 
 
@@ -153,8 +159,16 @@ def _add_positives(pool: Pool, split: str, seed: int) -> None:
         _add(pool, split, seed, label, picture, picture, place)
 
 
-def _add_weaken(pool: Pool, split: str, count: int, seed: int) -> None:
-    """`count` texts of the split, in proportion to its sources, each with the picture of another of its source."""
+class _Entry(NamedTuple):
+    """A pair that was chosen: of weaken, what gives the text or the picture."""
+
+    picture: int
+    text_place: int
+    apart: str | None
+
+
+def _add_weaken(pool: Pool, split: str, count: int, seed: int, weaken_from: str) -> None:
+    """`count` texts of the split, in proportion to its sources, each with the picture of another pair."""
     groups = pool.database.execute(
         "SELECT label, source, COUNT(*) FROM chosen WHERE split = ? GROUP BY label, source ORDER BY label, source",
         (split,),
@@ -162,37 +176,58 @@ def _add_weaken(pool: Pool, split: str, count: int, seed: int) -> None:
     total, before = sum(size for *_, size in groups), 0
     for label, source, size in groups:
         share = (before + size) * count // total - before * count // total
-        before += size
         generator = np.random.default_rng((seed, label, source, *split.encode()))
+        own = [(label, source, size)]
         for number in range(share):
             if number % size == 0:  # each text once more, in another order of pictures
-                shift = int(generator.integers(1, size)) if size > 1 else 0
-            place = number % size
-            picture, text_place, apart = _pair(pool, split, label, source, place)
-            other = _partner(pool, split, label, source, place, shift, size, picture, apart)
-            _add(pool, split, seed, WEAKEN, other, picture, text_place)
+                shift, stride = _order(generator, size if weaken_from == "source" else total, weaken_from)
+            text = _entry(pool, split, own, number % size)
+            if weaken_from == "source":
+                other = _partner(pool, split, own, number % size + shift, text)
+            else:
+                other = _partner(pool, split, groups, (before + number % size) * stride + shift, text)
+            _add(pool, split, seed, WEAKEN, other.picture, text.picture, text.text_place)
+        before += size
 
 
-def _pair(pool: Pool, split: str, label: int, source: int, place: int) -> tuple[int, int, str | None]:
-    return pool.one(
-        "SELECT picture, text_place, apart FROM chosen WHERE split = ? AND label = ? AND source = ? AND place = ?",
-        split, label, source, place,
-    )  # fmt: skip
+def _order(generator: np.random.Generator, size: int, weaken_from: str) -> tuple[int, int]:
+    """Shift and stride of a random affine order of `size` places: no list of them is kept. Within a source, which is in
+    random order already, a shift is enough."""
+    shift = int(generator.integers(1, size)) if size > 1 else 0
+    if weaken_from == "source":
+        return shift, 1
+    while math.gcd(stride := int(generator.integers(1, size + 1)), size) != 1:
+        pass
+    return shift, stride
 
 
-def _partner(
-    pool: Pool, split: str, label: int, source: int, place: int, shift: int, size: int, picture: int, apart: str | None
-) -> int:
-    """The next picture from place + shift on that is another one, and of another kind where `apart` says so."""
-    for step in range(size):
-        other, _, other_apart = _pair(pool, split, label, source, (place + shift + step) % size)
-        if other != picture and (apart is None or apart != other_apart):
+def _entry(pool: Pool, split: str, groups: Sequence[tuple[int, int, int]], place: int) -> _Entry:
+    """The pair at a place of these (label, source, size), one after the other."""
+    for label, source, size in groups:
+        if place < size:
+            return _Entry(
+                *pool.one(
+                    "SELECT picture, text_place, apart FROM chosen "
+                    "WHERE split = ? AND label = ? AND source = ? AND place = ?",
+                    split, label, source, place,
+                )
+            )  # fmt: skip
+        place -= size
+    raise IndexError(place)
+
+
+def _partner(pool: Pool, split: str, groups: Sequence[tuple[int, int, int]], start: int, text: _Entry) -> _Entry:
+    """The first from `start` on with another picture, and of another kind where `apart` says so."""
+    total = sum(size for *_, size in groups)
+    for step in range(total):
+        other = _entry(pool, split, groups, (start + step) % total)
+        if other.picture != text.picture and (text.apart is None or text.apart != other.apart):
             return other
-    (name,) = pool.one("SELECT name FROM sources WHERE number = ?", source)
-    kind = "" if apart is None else f" that is not of {apart!r}"
+    names = [repr(*pool.one("SELECT name FROM sources WHERE number = ?", source)) for _, source, _ in groups]
+    kind = "" if text.apart is None else f" that is not of {text.apart!r}"
     raise DataError(
-        pool.path.parent, f"no second picture{kind} among the {size} pairs of {name!r} in {split!r}", "one, for weaken",
-        "Give more pairs, or a larger share of them to this split.",
+        pool.path.parent, f"no second picture{kind} among the {total} pairs of {', '.join(names)} in {split!r}",
+        "one, for weaken", "Give more pairs, or a larger share of them to this split.",
     )  # fmt: skip
 
 

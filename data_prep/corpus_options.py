@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus_mixture import IN_DOMAIN, LABELLED, OUT_OF_DOMAIN, Counts
+from data_prep.corpus_mixture import IN_DOMAIN, LABELLED, OUT_OF_DOMAIN, WEAKEN_FROM, Counts
 from data_prep.corpus_pool import JPEG_QUALITY, MAX_ASPECT, NEAR_BITS, Rules
 from data_prep.corpus_sources import Source, open_source
 from data_prep.corpus_texts import CLEANERS
@@ -25,8 +25,8 @@ class Options:
 
     strengthen ... labelled: sources as ``NAME=PATH``, or as a :class:`data_prep.corpus_sources.Source`. counts: most
     pairs of train; dev, test, out_of_domain: shares of it. exclude, only: ``NAME:COLUMN=VALUE``; apart:
-    ``NAME:COLUMN``. limit: items read of each source. tokenizer: a folder with vocab.txt, to count texts over
-    MAX_PIECES.
+    ``NAME:COLUMN``; weaken_from: one of WEAKEN_FROM. limit: items read of each source. tokenizer: a folder with
+    vocab.txt, to count texts over MAX_PIECES.
     """
 
     out: Path
@@ -42,6 +42,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    weaken_from: str = WEAKEN_FROM[0]
     clean: tuple[str, ...] = ()
     smallest: int = 32
     store_size: int = 384
@@ -131,6 +132,7 @@ def manifest_of(options: Options, parts: Sequence[Part]) -> dict[str, Any]:
         "exclude": list(options.exclude),
         "only": list(options.only),
         "apart": list(options.apart),
+        "weaken_from": options.weaken_from,
         "clean": [cleaner for cleaner in CLEANERS if cleaner in options.clean],
         "smallest": options.smallest,
         "largest_aspect": MAX_ASPECT,
@@ -191,6 +193,10 @@ def parse_options(description: str) -> Options:
     parser.add_argument(
         "--apart", action="append", default=[], metavar="NAME:COLUMN", help="weaken takes a picture of another value"
     )
+    parser.add_argument(
+        "--weaken-from", choices=WEAKEN_FROM, default=WEAKEN_FROM[0],
+        help="weaken takes a picture of the text's own source, or of any of its domain (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--clean", type=_parse_clean, default=(), metavar="LIST",
         help=f"take out of the texts: all, or a list of {','.join(CLEANERS)}",

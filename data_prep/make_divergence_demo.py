@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 
 from data_prep import demo_pairs
 from data_prep.build_divergence_corpus import build_corpus
-from data_prep.corpus_mixture import Counts
+from data_prep.corpus_mixture import WEAKEN_FROM, Counts
 from data_prep.corpus_options import Options
 from data_prep.demo_pairs import DemoSource
 from data_prep.make_demo import NOTICE, vocabulary
@@ -30,7 +30,9 @@ SHARES = {"dev": 0.1, "test": 0.2, "out_of_domain": 0.2}
 SPARE = 1.1  # drawn for one that is used: a text may come twice and is dropped
 
 
-def make_divergence_demo(out: str | Path, *, pairs: int = 8000, seed: int = 0, progress: bool = True) -> CorpusInfo:
+def make_divergence_demo(
+    out: str | Path, *, pairs: int = 8000, seed: int = 0, weaken_from: str = "source", progress: bool = True
+) -> CorpusInfo:
     """Writes the corpus to `out` (resumed where it was stopped, returned where it is whole); returns its info."""
     if pairs < 50 or seed < 0:
         raise ValueError(f"pairs={pairs}, seed={seed}: expected pairs >= 50 and seed >= 0")
@@ -51,6 +53,7 @@ def make_divergence_demo(out: str | Path, *, pairs: int = 8000, seed: int = 0, p
             counts=Counts(2 * pairs, pairs, pairs),
             # a random other picture that happens to show the same would be no weaken
             apart=tuple(f"{source.name}:scene" for source in (captions, posts, notes, entity_notes)),
+            weaken_from=weaken_from,
             **SHARES,
             seed=seed,
             name="divergence demo",
@@ -79,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], epilog=NOTICE)
     parser.add_argument("--out", required=True, type=Path, help="folder of the corpus")
     parser.add_argument("--pairs", type=int, default=8000, help="strengthen pairs of train (default: %(default)s)")
+    parser.add_argument("--weaken-from", choices=WEAKEN_FROM, default=WEAKEN_FROM[0], help="as of the builder")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     options = parser.parse_args()
     print(f"{NOTICE}\n")

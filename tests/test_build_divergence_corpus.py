@@ -16,9 +16,10 @@ from PIL import Image
 
 from data_prep import build_divergence_corpus, corpus_pool
 from data_prep.build_divergence_corpus import build_corpus
-from data_prep.corpus_mixture import Counts, draft_plan, order_plan
+from data_prep.corpus_mixture import WEAKEN_FROM, Counts, draft_plan, order_plan
 from data_prep.corpus_pool import BANDS, Pool, difference_hash
 from data_prep.corpus_texts import CLEANERS, clean_text, text_digest
+from data_prep.make_divergence_demo import make_divergence_demo
 from tests.corpus_pictures import encoded, options, picture, write_pairs
 from tmrjax.corpus import CLASSES, open_corpus, verify_corpus
 from tmrjax.files import DataError
@@ -82,6 +83,23 @@ def test_each_text_comes_once_with_its_own_picture_and_once_with_another(built):
         texts = [pair.text for pair in train if (pair.label == 0) == (wanted == "weaken")]
         assert len(texts) == len(set(texts)) == 24
     assert {pair.text for pair in train if pair.label == 0} == {pair.text for pair in train if pair.label}
+
+
+def test_weaken_may_take_the_pictures_of_any_source(tmp_path):
+    info = make_divergence_demo(tmp_path / "demo", pairs=100, weaken_from="domain", progress=False)
+    assert info.options["weaken_from"] == "domain"
+    mixed, texts, shown = Counter(), [], Counter()
+    for pair in open_corpus(tmp_path / "demo")["train"]:
+        if pair.label == 0:
+            text, _, picture = pair.id.partition("|")
+            mixed[text.split(":")[0], pair.source] += 1
+            assert picture.startswith(pair.source) == (not text.startswith(pair.source))
+            texts.append(pair.text)
+            shown[pair.image] += 1
+    assert sum(mixed.values()) == 200 == len(set(texts))
+    # each text's source with each picture's about as often: an even split with a deviation of 5
+    assert len(mixed) == 4 and all(30 < count < 70 for count in mixed.values()), mixed
+    assert max(shown.values()) <= 6  # no picture stands in for all
 
 
 def test_same_seed_same_bytes_other_seed_others(sources, built, tmp_path):
@@ -166,9 +184,9 @@ def test_out_of_domain_and_labelled(sources, tmp_path):
 @given(
     st.lists(st.integers(1, 4), min_size=8, max_size=60),
     st.lists(st.integers(1, 2), min_size=8, max_size=60),
-    st.integers(1, 30), st.integers(0, 90), st.integers(0, 5),
+    st.integers(1, 30), st.integers(0, 90), st.integers(0, 5), st.sampled_from(WEAKEN_FROM),
 )  # fmt: skip
-def test_plan_of_any_sources(captions_a, captions_b, most, weaken, seed):
+def test_plan_of_any_sources(captions_a, captions_b, most, weaken, seed, weaken_from):
     pool = Pool(":memory:", {})
     pool.path = Path("x/y")
     number = 0
@@ -185,7 +203,7 @@ def test_plan_of_any_sources(captions_a, captions_b, most, weaken, seed):
             pool.database.executemany("INSERT INTO texts VALUES (?, ?, ?, ?)", rows)
     wanted = {"test": Counts(weaken, most, most), "train": Counts(3 * weaken, 3 * most, 3 * most)}
     try:
-        drawn = draft_plan(pool, wanted, "in", seed)
+        drawn = draft_plan(pool, wanted, "in", seed, weaken_from)
     except DataError as error:
         assert "too few" in str(error) or "no second picture" in str(error)
         return
@@ -200,9 +218,10 @@ def test_plan_of_any_sources(captions_a, captions_b, most, weaken, seed):
         for _, _, label, shown, text_of, place in rows:
             assert owner.setdefault(shown, split) == split and owner.setdefault(text_of, split) == split
             assert (shown == text_of) == (label != 0)
-            assert pool.one("SELECT source FROM pictures WHERE number = ?", shown) == pool.one(
-                "SELECT source FROM pictures WHERE number = ?", text_of
-            )
+            sources = {
+                pool.one("SELECT source FROM pictures WHERE number = ?", picture) for picture in (shown, text_of)
+            }
+            assert len(sources) == 1 or (weaken_from == "domain" and label == 0)
             if label:
                 assert seen.setdefault((text_of, place), label) == label
 
