@@ -78,8 +78,8 @@ def make_pairs(source: str, label: int, rows: list[dict[str, Any]], random, text
                 yield Pair(f"{source}-{number}-{place}-{kind}", text, kind, source, domain, image, height, width)
 
 
-def build(root: Path, pairs: Path, vocabulary: Path, *, keep_style: bool, seed: int = 0) -> None:
-    """Write the corpus and a tokenizer beside it."""
+def build(root: Path, pairs: Path, vocabulary: Path, *, keep_style: bool, captions: int = 1, seed: int = 0) -> None:
+    """Write the corpus and a tokenizer beside it; ``captions`` of each picture of train."""
     random = np.random.default_rng(seed)
     splits: dict[str, list[Pair]] = {name: [] for name in ("train", "dev", "test", "test_out_of_domain")}
     for source, label in INSIDE.items():
@@ -90,8 +90,8 @@ def build(root: Path, pairs: Path, vocabulary: Path, *, keep_style: bool, seed: 
         else:
             parts = {"dev": rows[:250], "test": rows[250:850], "train": rows[850:]}
         for split, part in parts.items():
-            # One caption per picture, as a tweet has one text.
-            splits[split] += make_pairs(source, label, part, random, 1, "in")
+            # To evaluate on, one caption per picture, as a tweet has one text.
+            splits[split] += make_pairs(source, label, part, random, captions if split == "train" else 1, "in")
     for source, label in OUTSIDE.items():
         rows = read_source(pairs / source, keep_style)
         splits["test_out_of_domain"] += make_pairs(source, label, rows, random, 1, "out")
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=Path, required=True, help="folder with a BERT's vocab.txt")
     parser.add_argument("--out", type=Path, default=Path("runs/divergence_pairs"))
     parser.add_argument("--keep-style", action="store_true", help="leave @names, URLs, full stops and capitals in")
+    parser.add_argument("--captions", type=int, default=1, help="of each picture to train on; Flickr8k has 5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")
@@ -154,13 +155,13 @@ def main() -> None:
     from experiments.running import keep_memory
 
     keep_memory()
-    corpus = options.out / ("corpus-with-style" if options.keep_style else "corpus")
+    kind = ("with" if options.keep_style else "without") + "-style-" + str(options.captions)
+    corpus, runs = options.out / f"corpus-{kind}", options.out / kind
     if not (corpus / "corpus.json").exists():
-        build(corpus, options.pairs, options.vocabulary, keep_style=options.keep_style)
+        build(corpus, options.pairs, options.vocabulary, keep_style=options.keep_style, captions=options.captions)
     changes = SETTINGS | {key: json.loads(value) for key, _, value in (item.partition("=") for item in options.set)}
     reports: dict[str, list] = {row: [] for row in options.rows}
     lines = ["| | in: match | out: match | experts: strengthen | experts: 1 - weaken |", "|---|---|---|---|---|"]
-    runs = options.out / ("with-style" if options.keep_style else "without-style")
     for row in options.rows:
         for seed in options.seeds:
             report = run_one(runs, corpus, row, seed, changes)
