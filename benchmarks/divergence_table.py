@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.corpus_mixture import WEAKEN_FROM
+
 # Rows of the table: overrides of the config.
 ROWS = {
     "cross-entropy": {"mode": "cross_entropy"},
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/divergence_table"))
     parser.add_argument("--corpus", type=Path, help="a corpus with both tests; the generated one unless given")
     parser.add_argument("--pairs", type=int, default=8000, help="size of the generated one")
-    parser.add_argument("--weaken-from", choices=["source", "domain"], default="source", help="of the generated one")
+    parser.add_argument("--weaken-from", choices=WEAKEN_FROM, default=WEAKEN_FROM[0], help="of the generated one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS)[:3])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the config")

@@ -152,26 +152,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-phrase-pieces", type=int, help="4 for NER, 6 for RE unless given")
     parser.add_argument("--num-attention-heads", type=int, help="of BERT; hidden / 64 unless given")
     options = parser.parse_args(arguments)
+    files = options.weights, options.vocabulary, options.out
+    shared = {"data": options.data, "num_attention_heads": options.num_attention_heads}
     if options.estimator:
-        estimator = convert_estimator(
-            options.weights,
-            options.vocabulary,
-            options.out,
-            data=options.data,
-            num_attention_heads=options.num_attention_heads,
-        )
+        estimator = convert_estimator(*files, **shared)
         size = estimator.pictures.size
         print(f"written to {options.out}: {estimator.texts.max_pieces} word pieces, pictures of {size} pixels")
         return
-    reader = convert_release(
-        options.weights,
-        options.vocabulary,
-        options.out,
-        relations=options.relations,
-        data=options.data,
-        max_phrase_pieces=options.max_phrase_pieces,
-        num_attention_heads=options.num_attention_heads,
-    )
+    reader = convert_release(*files, relations=options.relations, max_phrase_pieces=options.max_phrase_pieces, **shared)
     pictures = "pictures" if reader.model.resnet else "feature maps only (the file has no ResNet)"
     labels = f"labels {', '.join(reader.labels)}"
     print(f"written to {options.out}: {reader.text.max_pieces} word pieces, {labels}; {pictures}")

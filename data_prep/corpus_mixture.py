@@ -177,15 +177,13 @@ def _add_weaken(pool: Pool, split: str, count: int, seed: int, weaken_from: str)
     for label, source, size in groups:
         share = (before + size) * count // total - before * count // total
         generator = np.random.default_rng((seed, label, source, *split.encode()))
-        own = [(label, source, size)]
+        among, first = ([(label, source, size)], 0) if weaken_from == "source" else (groups, before)
         for number in range(share):
             if number % size == 0:  # each text once more, in another order of pictures
                 shift, stride = _order(generator, size if weaken_from == "source" else total, weaken_from)
-            text = _entry(pool, split, own, number % size)
-            if weaken_from == "source":
-                other = _partner(pool, split, own, number % size + shift, text)
-            else:
-                other = _partner(pool, split, groups, (before + number % size) * stride + shift, text)
+            place = first + number % size
+            text = _entry(pool, split, among, place)
+            other = _partner(pool, split, among, place * stride + shift, text)
             _add(pool, split, seed, WEAKEN, other.picture, text.picture, text.text_place)
         before += size
 
