@@ -174,6 +174,28 @@ def test_every_size_gives_the_asked_shape(width, height, size, more):
     assert denormalised(pixels) == pytest.approx(np.full((size, size, 3), 255), abs=0.01)  # no border came in
 
 
+@pytest.mark.parametrize(("width", "height"), [(37, 91), (400, 300), (5, 700), (64, 64)])
+def test_the_crop_comes_before_the_resize_and_changes_no_pixel(width, height):
+    """Against the long way, which resizes the whole picture first: at most one level of 255."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture, size, resize = Image.fromarray(noise), 48, 64
+    scale = resize / min(width, height)
+    whole = picture.resize([max(resize, round(side * scale)) for side in (width, height)], Image.Resampling.BILINEAR)
+    left, top = (whole.width - size) // 2, (whole.height - size) // 2
+    expected = np.asarray(whole.crop((left, top, left + size, top + size)), int)
+    assert np.abs(denormalised(picture_to_pixels(picture, size, resize)) - expected).max() < 1.01
+
+
+def test_a_thin_picture_is_never_resized_as_a_whole(monkeypatch):
+    """1 x 20,000 pixels with the short side at 256 would be 256 x 5,120,000."""
+    asked, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: asked.append(size) or resize(self, size, *a, **k)
+    )
+    assert picture_to_pixels(Image.new("RGB", (1, 20_000)), 224, 256).shape == (224, 224, 3)
+    assert asked == [(224, 224)]
+
+
 def test_a_crop_larger_than_the_picture_is_refused():
     with pytest.raises(ValueError, match="resized to 20 and cropped to 24"):
         picture_to_pixels(Image.new("RGB", (30, 30)), 24, 20)

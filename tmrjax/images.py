@@ -88,9 +88,12 @@ def picture_to_pixels(picture: Image.Image, size: int = 224, resize: int = 256) 
         raise ValueError(f"pictures are resized to {resize} and cropped to {size}: the first must not be smaller")
     scale = resize / min(picture.size)
     width, height = (max(resize, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
-    return _normalised(picture.crop((left, top, left + size, top + size)))
+    # The crop in coordinates of the source: the same pixels as resizing the whole picture and cropping it then, but a
+    # picture of 1 x 20,000 would take gigabytes on that way.
+    across, down = picture.width / width, picture.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return _normalised(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def region_to_pixels(picture: Image.Image, box: Box, size: int = 224) -> np.ndarray:
