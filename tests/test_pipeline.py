@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizerFast
 
-from tmrjax.examples import RELEASE_TAGS, TaggingExample, TextSettings, encode_tagging
+from tmrjax.examples import RELEASE_TAGS, TaggingExample, TextSettings, encode_tagging, say_what_is_lost
 from tmrjax.feature_cache import FeatureCache
 from tmrjax.pipeline import (
     Batches,
@@ -24,7 +24,7 @@ from tmrjax.records import Generated, Record
 from tmrjax.tagging import TagSet
 
 LABELS = TagSet(("PER", "LOC"))
-SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3)
+SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3, windows=False)
 
 
 def collator(pictures):
@@ -101,7 +101,8 @@ def test_plans_refuse_what_does_not_fit():
 
 def test_cut_and_invisible_words_are_reported(tokenizer, caplog):
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    assert "4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
+    say_what_is_lost(examples, SETTINGS, "train")
+    assert "train: 4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
     assert examples[2].pieces.cut == [8, 9, 10, 11] and len(examples[2].tags) == 8
     assert examples[1].pieces.empty == [1] and examples[1].tags == LABELS.encode(["B-LOC", "O"])
 
