@@ -35,9 +35,9 @@ from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.tagger import Tagger
 from tmrjax.tokenizers import load_tokenizer
 
-# The order of the released tag set (R6).
+# The order of the released tag set (tmrjax/release.py).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
-RE_PIECES = 128  # P1
+RE_PIECES = 128  # as many word pieces as the authors read
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
