@@ -46,9 +46,9 @@ from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.tagger import Tagger
 from tmrjax.tokenizers import load_tokenizer
 
-# Entity types in the order of the released tag set.
+# Entity types in the order of the released tag set (tmrjax/release.py).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
-RE_PIECES = 128
+RE_PIECES = 128  # as many word pieces as the authors read
 
 # What the authors' scripts train by default.
 AUTHORS = {

@@ -1,4 +1,4 @@
-"""From records to integers: word pieces, tags, markers, each record once (P1).
+"""From records to integers: word pieces, tags, markers, each record once (§3.2).
 
 What is cut or has no word piece is counted and said, never dropped in silence.
 """
@@ -29,8 +29,8 @@ PHRASES = ("pieces", "release_pieces", "release_words")
 class TextSettings:
     """How text becomes word pieces: part of every checkpoint.
 
-    max_pieces and max_phrase_pieces are n and m of P1 (80 with, 4 without [CLS] and [SEP]). piece_tags: tags on every
-    word piece in the scheme of the released code (R6) instead of on words. phrases: one of PHRASES, see
+    max_pieces and max_phrase_pieces limit the lengths of T^w and T^p (80 with, 4 without [CLS] and [SEP]). piece_tags:
+    tags on every word piece in the scheme of :mod:`tmrjax.release` instead of on words. phrases: one of PHRASES, see
     :func:`phrase_ids_of`.
     """
 
@@ -188,7 +188,7 @@ def _encode_all(records, tokenizer, settings, encode, consequence: str) -> list:
 
 
 def _piece_tags(tags: Sequence[str], pieces: WordPieces) -> list[int]:
-    """R6: [CLS], then each word's tag on its first piece and X on the others, [SEP]."""
+    """The released scheme: [CLS], then each word's tag on its first piece and X on the others, [SEP]."""
     result = [RELEASE_TAGS.index("X")] * len(pieces.input_ids)
     result[0], result[-1] = RELEASE_TAGS.index("[CLS]"), RELEASE_TAGS.index("[SEP]")
     for word, start in zip(pieces.words, pieces.word_starts, strict=True):

@@ -1,4 +1,4 @@
-"""Picture files to the pixels that a ResNet reads (§4.3: 224 × 224, ImageNet statistics).
+"""Picture files to the pixels that a ResNet reads: a square (224 × 224), normalised by ImageNet's statistics.
 
 A picture that cannot be read is an error with its name, never a black square. What a format can do beyond plain RGB is
 decided here, once: EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits,

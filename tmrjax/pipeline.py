@@ -126,9 +126,9 @@ class Collator:
     pictures: PictureSource | None
 
     def __call__(self, examples: Sequence[Example | None], length: int) -> dict[str, np.ndarray]:
-        """One batch under the keys of DESIGN.md §3; ``None`` is a row of padding, with every mask False.
+        """One batch under the keys of :mod:`tmrjax.models`; ``None`` is a row of padding, with every mask False.
 
-        Besides: ``row_mask`` [B], False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
+        ``row_mask`` [B] is False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
         """
         pictures, phrase_length = self.pictures, self.settings.phrase_length
         shapes = {"input_ids": ((length,), np.int32), "attention_mask": ((length,), bool)}

@@ -1,10 +1,9 @@
 """The prepared-data format: one JSON record per post, checked on the way in and on the way out.
 
-The paper's section 4.1 names the data (Twitter-2015, Twitter-2017, MNRE); DESIGN.md section 4 fixes how they are
-stored here. A data set is a folder::
+The paper's section 4.1 names the data (Twitter-2015, Twitter-2017, MNRE). A data set is a folder::
 
     dataset.json                         name, task, labels, how each stage was done, SHA-256 of every JSONL file
-    train.jsonl  dev.jsonl  test.jsonl   one record per line (:class:`Record`)
+    train.jsonl  dev.jsonl  test.jsonl   one record per line (:mod:`tmrjax.record_schema`)
     images/  generated/                  the pictures the records name, by paths relative to the folder
 
 Needs only the standard library. The rules of a single record are in :mod:`tmrjax.record_schema`; its names are
