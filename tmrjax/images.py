@@ -93,7 +93,7 @@ def picture_to_pixels(picture: Image.Image, size: int = 224, resize: int = 256) 
     # picture of 1 x 20,000 would take gigabytes on that way.
     across, down = picture.width / width, picture.height / height
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return _normalised(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return normalised(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def region_to_pixels(picture: Image.Image, box: Box, size: int = 224) -> np.ndarray:
@@ -106,9 +106,10 @@ def region_to_pixels(picture: Image.Image, box: Box, size: int = 224) -> np.ndar
     right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
     left, top = min(left, width - 1), min(top, height - 1)
     region = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    return _normalised(region.resize((size, size), Image.Resampling.BILINEAR))
+    return normalised(region.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _normalised(picture: Image.Image) -> np.ndarray:
+def normalised(picture: Image.Image) -> np.ndarray:
+    """An RGB picture as float32 [H, W, 3]: 0 to 1, minus IMAGE_MEAN, by IMAGE_STD."""
     pixels = np.asarray(picture, np.float32) / 255
     return (pixels - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
