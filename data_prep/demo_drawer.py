@@ -1,6 +1,6 @@
 """The drawer of the demo world: small pictures of a person, a place, an organisation or a thing, and their boxes.
 
-Stands in for the diffusion model of the paper's section 3.1 and for the photographs of the posts alike. Each scene
+Stands in for the diffusion model of the paper's section 3.3 and for the photographs of the posts alike. Each scene
 has its shapes and, most of the time, its palette, so that even a small ResNet at random weights separates them.
 """
 
@@ -47,7 +47,9 @@ def draw(scene: str, generator: np.random.Generator) -> Drawing:
     scale = generator.uniform(0.95, 1.2)
     middle = SIZE / 2 + generator.uniform(-8, 8)
     foot = SIZE - 6 + generator.uniform(-6, 4)
-    boxes = [_SCENES[scene](canvas, middle, foot, scale, generator)]
+    _SCENES[scene](canvas, middle, foot, scale, generator)
+    # One frame for all scenes, as large as the largest object: a box tells where to look, not what is there.
+    boxes = [(middle - 23 * scale, foot - 44 * scale, middle + 23 * scale, foot + 2)]
     boxes += [_stone(canvas, generator) for _ in range(int(generator.integers(0, 3)))]
     noisy = np.asarray(ground, dtype=np.float64) + generator.normal(0, NOISE, size=(SIZE, SIZE, 3))
     picture = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
@@ -82,7 +84,6 @@ def _person(canvas, middle, foot, scale, generator):
     for side in (-1, 1):
         eye = middle + side * 3.5 * scale
         canvas.ellipse((eye - 1, top + head + 1, eye + 1, top + head + 3), fill=(20, 20, 20))
-    return middle - 16 * scale, top, middle + 16 * scale, foot
 
 
 def _place(canvas, middle, foot, scale, generator):
@@ -91,7 +92,7 @@ def _place(canvas, middle, foot, scale, generator):
     canvas.polygon(
         [(0, SIZE), (middle - 20, foot - 30 * scale), (middle + 25, foot - 18 * scale), (SIZE, SIZE)], fill=hill
     )
-    left, highest = middle - 20 * scale, foot
+    left = middle - 20 * scale
     for _ in range(4):
         height = generator.uniform(16, 38) * scale
         wall = _shade((120, 110, 125), generator)
@@ -99,9 +100,7 @@ def _place(canvas, middle, foot, scale, generator):
         for y in np.arange(foot - height + 3, foot - 4, 6):
             for x in (left + 2, left + 5.5 * scale):
                 canvas.rectangle((x, y, x + 1.5, y + 2), fill=(250, 240, 160))
-        highest = min(highest, foot - height)
         left += 10 * scale
-    return middle - 20 * scale, highest, middle + 19 * scale, foot
 
 
 def _organisation(canvas, middle, foot, scale, generator):
@@ -118,7 +117,6 @@ def _organisation(canvas, middle, foot, scale, generator):
     )
     canvas.rectangle((middle - 4 * scale, center - 4 * scale, middle + 4 * scale, center + 4 * scale), fill=first)
     canvas.rectangle((middle - 1.5, bottom, middle + 1.5, foot), fill=(90, 90, 100))
-    return left, top, right, foot
 
 
 def _thing(canvas, middle, foot, scale, generator):
@@ -130,7 +128,7 @@ def _thing(canvas, middle, foot, scale, generator):
         canvas.arc((right - 5, top + 5, right + 9 * scale, foot - 6), 270, 90, fill=color, width=3)
         canvas.polygon([(left, top), (right, top), (right - 3, foot), (left + 3, foot)], fill=color)
         canvas.ellipse((left, top - 3, right, top + 3), fill=dark)
-        return left, top - 3, right + 9 * scale, foot
+        return
     left, right, top = middle - 23 * scale, middle + 23 * scale, foot - 16 * scale
     canvas.rectangle((left, top, right, foot - 4), fill=color)
     canvas.polygon(
@@ -139,7 +137,6 @@ def _thing(canvas, middle, foot, scale, generator):
     )
     for wheel in (left + 9 * scale, right - 9 * scale):
         canvas.ellipse((wheel - 6, foot - 9, wheel + 6, foot + 2), fill=dark)
-    return left, top - 10 * scale, right, foot + 2
 
 
 def _nothing(canvas, middle, foot, scale, generator):
@@ -147,7 +144,6 @@ def _nothing(canvas, middle, foot, scale, generator):
     for line in range(4):
         y = foot - line * 11 * scale
         canvas.line([(middle - 18 * scale, y), (middle, y - 4), (middle + 18 * scale, y)], fill=(90, 90, 95), width=2)
-    return middle - 18 * scale, foot - 37 * scale, middle + 18 * scale, foot + 1
 
 
 _SCENES = {"PER": _person, "LOC": _place, "ORG": _organisation, "MISC": _thing, "NEUTRAL": _nothing}

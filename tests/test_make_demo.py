@@ -136,7 +136,8 @@ def test_posts_keep_the_promised_rates(seed):
         for post in posts:
             spans = sum(tag.startswith("B-") for tag in post.tags)
             assert spans == (post.type is not None) + (post.second is not None)
-            assert not post.phrases or post.phrases[0] == (post.name or "").lower()
+            assert not post.phrases or post.type is None or post.phrases[0] == post.name.lower()
+            assert all(phrase in " ".join(post.tokens).lower() for phrase in post.phrases[2:])
         by_name = collections.defaultdict(collections.Counter)
         for post in named:
             by_name[post.name][post.type] += 1
@@ -233,6 +234,29 @@ def test_a_small_linear_reader_tells_the_scenes_apart():
     weights = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ np.eye(len(scenes))[labels])
     inputs, labels = sample(1, 200)
     assert np.mean((inputs @ weights).argmax(1) == labels) > 0.93
+
+
+@pytest.mark.parametrize("task", ["ner", "re"])
+def test_nothing_beside_the_text_and_the_pictures_tells_labels(task, tmp_path):
+    """The leak audit, on the world as the demo makes it."""
+    rows = audit(make_demo(tmp_path / "data", posts=2400, task=task))
+    assert rows and not [row.reads for row in rows if row.leak]
+
+
+def test_the_main_box_is_the_same_whatever_the_scene_shows():
+    for seed in range(20):
+        drawings = [demo_drawer.draw(scene, np.random.default_rng([8, seed])) for scene in sorted(demo_drawer.PALETTES)]
+        assert len({drawing.regions[0] for drawing in drawings}) == 1
+
+
+def test_the_number_of_phrases_depends_on_chance_alone(demo):
+    counts = collections.Counter(
+        (len(record.phrases), any(tag != "O" for tag in record.tags))
+        for records in demo.splits.values()
+        for record in records
+    )
+    assert {number for number, _ in counts} == {0, 3} and counts[3, False] > 0
+    assert counts[0, True] + counts[0, False] < 0.1 * POSTS
 
 
 @pytest.mark.parametrize("scene", sorted(demo_drawer.PALETTES))

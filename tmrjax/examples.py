@@ -1,4 +1,4 @@
-"""From records to integers: word pieces, tags, markers, each record once; a long post in windows (section 3.2).
+"""From records to integers: word pieces, tags, markers, each record once; a long post in windows (§3.2).
 
 What is cut, has no word piece or is unknown to the vocabulary is counted and said, never dropped in silence.
 """
@@ -25,14 +25,18 @@ logger = logging.getLogger(__name__)
 Shapes = dict[str, tuple[tuple[int, ...], type]]
 
 
+PHRASES = ("pieces", "release_pieces", "release_words")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
     """How text becomes word pieces: part of every checkpoint.
 
     Attributes:
-        max_pieces: n of section 3.2, with [CLS] and [SEP].
-        max_phrase_pieces: m, without them.
-        piece_tags: tags on every word piece in the scheme of the released code instead of on words.
+        max_pieces: limit of T^w, with [CLS] and [SEP].
+        max_phrase_pieces: limit of T^p, without them.
+        piece_tags: tags on every word piece in the scheme of :mod:`tmrjax.release` instead of on words.
+        phrases: one of PHRASES, see :func:`phrase_ids_of`.
         windows: whether a tagger reads posts beyond max_pieces in overlapping windows (:mod:`tmrjax.windows`) instead
             of cutting them.
         window_overlap: word pieces that two neighbouring windows share at most.
@@ -42,11 +46,14 @@ class TextSettings:
     max_pieces: int = 80
     max_phrase_pieces: int = 4
     piece_tags: bool = False
+    phrases: str = "pieces"
     windows: bool = True
     window_overlap: int = 24
     word_splitting: str = "spaces"
 
     def __post_init__(self):
+        if self.phrases not in PHRASES:
+            raise ValueError(f"text.phrases is {self.phrases!r}; expected one of {', '.join(PHRASES)}")
         if self.word_splitting not in SPLITTINGS:
             raise ValueError(f"word_splitting is {self.word_splitting!r}; expected one of {', '.join(SPLITTINGS)}")
         if self.window_overlap < 0:
@@ -66,6 +73,11 @@ class TextSettings:
     def from_meta(cls, meta: Mapping[str, Any]) -> TextSettings:
         """The settings of a checkpoint. One from before windows and splitting were kept cut its long posts."""
         return cls(**({"windows": False, "word_splitting": "unseen"} | dict(meta)))
+
+    @property
+    def phrase_length(self) -> int:
+        """P, the number of positions of a batch's phrases."""
+        return self.max_phrase_pieces + (0 if self.phrases == "release_words" else 2)
 
 
 RELEASE_TAGS = (
@@ -207,10 +219,33 @@ class PairDistanceError(DataError):
     """Head and tail do not fit into one window."""
 
 
+def phrase_ids_of(tokenizer: Tokenizer, phrases: Sequence[str], settings: TextSettings) -> tuple[list[int], int]:
+    """The ids of a post's phrases, and how many pieces or words were cut.
+
+    ``settings.phrases`` says how; the batch's phrase mask is True for what is returned here.
+
+    * ``pieces``: [CLS], the first m pieces, [SEP]; nothing without phrases (:func:`tmrjax.tagging.encode_phrases`).
+    * ``release_pieces``, the released NER code: the same with [CLS] [SEP] for a post without phrases. That code takes
+      five positions, so m is 3. Its attention from regions to phrases reads the padding behind them too.
+    * ``release_words``, the released RE code: the first m words (6), each looked up whole in the vocabulary, case and
+      all, [UNK] where it is none (and for a post without phrases); no [CLS], no [SEP]; padded with 0 to m, the padding
+      counted as valid.
+    """
+    limit = settings.max_phrase_pieces
+    if settings.phrases == "release_words":
+        words = " ".join(phrases).split(" ")
+        ids = tokenizer.convert_tokens_to_ids(words[:limit])
+        return [*ids, *[0] * (limit - len(ids))], max(len(words) - limit, 0)
+    ids, cut = encode_phrases(tokenizer, phrases, limit)
+    if not ids and settings.phrases == "release_pieces":
+        ids = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    return ids, cut
+
+
 def _encode_all(records, tokenizer, settings, encode) -> list:
     examples = []
     for record in records:
-        phrase_ids, cut = encode_phrases(tokenizer, record.phrases, settings.max_phrase_pieces)
+        phrase_ids, cut = phrase_ids_of(tokenizer, record.phrases, settings)
         examples.append(encode(record, phrase_ids)._replace(cut_phrase_pieces=cut))
     return examples
 

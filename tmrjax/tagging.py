@@ -1,4 +1,4 @@
-"""From words to word pieces to tags, and back (section 4.1: BIO tagging of posts).
+"""From words to word pieces to tags, and back (§4.1: BIO tagging of posts).
 
 Words carry the tags (the paper's CRF runs over words); word pieces are what BERT reads; characters are what a user
 wants back. Every function is exact: a span that leaves this module slices the text it came from, and a word that BERT
@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TagSet:
-    """The BIO tags of some entity types: O first, then B-x, I-x in the order of ``labels``.
+    """The BIO tags of some entity types: O first, then B-x, I-x in the order of ``labels`` (§3.5).
 
     >>> TagSet(("PER", "LOC")).tags
     ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC')

@@ -1,4 +1,4 @@
-"""A post that is longer than the encoder reads, as overlapping windows of whole words (section 4.1; not of the paper).
+"""A post that is longer than the encoder reads, as overlapping windows of whole words (§4.1; not of the paper).
 
 The paper cuts a post at its limit of word pieces, so that entities behind the limit are never found. Here a long post
 is read in several windows. Two neighbours share up to ``overlap`` pieces, and a word belongs to the window in which it

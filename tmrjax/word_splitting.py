@@ -1,4 +1,4 @@
-"""A raw text into words, as the words of the training data were made (section 4.1: tags stand on words).
+"""A raw text into words, as the words of the training data were made (§4.1: tags stand on words).
 
 Scripts that write no blanks between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no words that a
 blank could find, so the data decide. Their tokens are single characters in most sets (``char tag`` per line), and a
