@@ -1,4 +1,4 @@
-"""Back-translation (paper section 3.2): a picture for each post, drawn from its text by Stable Diffusion.
+"""Back-translation (paper section 3.3): a picture for each post, drawn from its text by Stable Diffusion.
 
     python data_prep/back_translate.py DATASET --model=DIR [--scheduler=... --steps=50 --guidance=7.5 --dtype=bfloat16]
 

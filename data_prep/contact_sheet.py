@@ -1,6 +1,6 @@
 """The contact sheet of a data set: one HTML page that people look at before they train.
 
-On top what is there and what is missing, how labels and divergence scores (paper section 3.3) are distributed, how many
+On top what is there and what is missing, how labels and divergence scores (paper section 3.4) are distributed, how many
 pictures seem not to go with their text (section 1 reports more than half), whether labels leak, and how every part was
 made; below posts with their entities, phrases, pictures, regions and scores. The page holds its pictures and asks for
 nothing else, so it can be kept or sent as one file.

@@ -1,4 +1,4 @@
-"""Which text stands beside which picture, and in which split (paper appendix B.3).
+"""Which text stands beside which picture, and in which split (paper section 3.4).
 
 strengthen and complement are pairs as their source has them. weaken is a text of either with the picture of another
 pair of the same source and split, so that texts and pictures of weaken look like those of the other two: nothing but

@@ -1,4 +1,4 @@
-"""Where pairs of picture and text come from: tensorflow-datasets, tar shards, JSONL, a folder (paper appendix B.3).
+"""Where pairs of picture and text come from: tensorflow-datasets, tar shards, JSONL, a folder (paper section 3.4).
 
 Every source is a stream of :class:`Item`, in an order that depends on nothing but the source (tar shards: and the
 seed), from any position on. Nothing of it is held in memory but the item at hand.

@@ -1,6 +1,6 @@
 """The drawer of the demo world: small pictures of a person, a place, an organisation or a thing, and their boxes.
 
-Stands in for the diffusion model of the paper's section 3.1 and for the photographs of the posts alike. Each scene
+Stands in for the diffusion model of the paper's section 3.3 and for the photographs of the posts alike. Each scene
 has its shapes and, most of the time, its palette, so that even a small ResNet at random weights separates them.
 """
 

@@ -1,6 +1,6 @@
 """The grammar of the demo world: tweet-like posts with ambiguous names, and what pictures they meet.
 
-It copies the situation of the paper (sections 1 and 3.3) in the small. A post's name may be a person, a place, an
+It copies the situation of the paper (sections 1 and 3.4) in the small. A post's name may be a person, a place, an
 organisation or something else; the context word that says which is often one that the training split never shows. The
 original picture is aligned, complementary or misleading; the generated one is drawn by somebody who reads the text
 and knows every context word. How many phrases a post has, which of its parts are missing and how many boxes its

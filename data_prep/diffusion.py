@@ -1,4 +1,4 @@
-"""Text to picture (paper section 3.2, the back-translation) in one compiled program over all devices.
+"""Text to picture (paper section 3.3, the back-translation) in one compiled program over all devices.
 
 The loop is this project's own, over the parts of diffusers' Flax pipeline, because that pipeline's `_generate` draws
 the noise of a batch from one key (a picture would depend on its neighbours), stops PNDM one step early (50 steps are 51

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("saliency", *MODEL_TYPES, "import")
 PICTURES = {"original": "regions", "generated": "generated_regions"}  # what is grounded -> the stage's name
-MAXIMUM = 3  # regions of a picture (P2)
+MAXIMUM = 3  # regions of a picture, as the models read
 COVERS = 0.7  # intersection over union from which on two boxes show the same
 UNITS = ("fractions", "pixels")
 

@@ -2,7 +2,7 @@
 
     python data_prep/import_mnre.py --source=TMR-RE/data --images=DIR --out=DIR [--generated=DIR]
 
-Writes the data set of DESIGN.md section 4, one record per instance (`<split>-<row>`). What the release lacks or has
+Writes a data set of :mod:`tmrjax.records`, one record per instance (`<split>-<row>`). What the release lacks or has
 wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
 * Pictures are not released: `<img_id>` is looked for in --images (and its folders train, val, test); none = null.

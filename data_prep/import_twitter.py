@@ -2,7 +2,7 @@
 
     python data_prep/import_twitter.py --source=TMR-NER/data/twitter2017 --images=DIR --out=DIR [--generated=DIR]
 
-Writes the data set of DESIGN.md section 4 with the splits train, dev, test; OTHER becomes MISC. What the release
+Writes a data set of :mod:`tmrjax.records` with the splits train, dev, test; OTHER becomes MISC. What the release
 lacks or has wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
 * Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null.

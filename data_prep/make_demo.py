@@ -2,7 +2,7 @@
 
     python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0 [--task=re]
 
-Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set of DESIGN.md section 4 the
+Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set (:mod:`tmrjax.records`) the
 folder gets `text_encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
 `posts.jsonl` (a few posts without labels, to predict) and `world.jsonl`: the truth behind every post, for oracles and
 tests; training never reads it. The same options give the same bytes.

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion folder with RANDOM weights, to try back-translation (paper section 3.2) without a download.
+"""A tiny Stable Diffusion folder with RANDOM weights, to try back-translation (paper section 3.3) without a download.
 
     python data_prep/make_tiny_diffusion.py --out=DIR [--format=flax|safetensors] [--version=1|2] [--safety-checker]
 

@@ -7,7 +7,7 @@ holds no word that the post does not have. What belongs to tweets is decided her
 * URLs (whole or taken apart), emoji, punctuation and the head of a retweet (`RT @user :`) end a phrase and belong to
   none.
 * `@user` elsewhere and a hash tag (`#Word`, or `#` and `Word` apart) are nouns, each a phrase of its own.
-* Determiners and pronouns are left out: of a phrase only a few word pieces are read (DESIGN P1).
+* Determiners and pronouns are left out: of a phrase only a few word pieces are read.
 * `of` joins two proper names (Festival of Voice), `&` likewise, and a possessive joins what it connects.
 
 Another parser (:mod:`data_prep.constituency`) offers the same spans and shares what concerns tweets (:func:`special`).
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from tmrjax.record_schema import Span
 
-MAXIMUM = 3  # phrases of a post: as many as it has regions (P2)
+MAXIMUM = 3  # phrases of a post: as many as it has regions
 
 # Whole, or a piece of one that a tokenizer took apart (https : //t . co/abc).
 _URL = re.compile(r"https?\b|www\.|^//|\bco/|\w\.(?:com|org|net|ly|gl|fm|tv|me|be|it|us|uk)/", re.IGNORECASE)

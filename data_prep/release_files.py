@@ -136,9 +136,9 @@ def _score_lines(path: Path) -> Iterator[tuple[int, str, float | None, str]]:
 def alpha(weak: float, strong: float, where: str) -> tuple[float, float, float]:
     """(weaken, complement, strengthen) from the two released NER numbers.
 
-    The released `weak` weighs the coarse grain and `strong` the fine one (DESIGN.md R4), as complement and strengthen
-    do in Eq. 4; they are raw probabilities of a softmax over three classes, so weaken is what is left of 1. A
-    remainder below zero by no more than float32 rounding (1e-6) is taken for 0.
+    The released `weak` weighs the coarse grain and `strong` the fine one (:mod:`tmrjax.release`), as complement and
+    strengthen do in Eq. 4; they are raw probabilities of a softmax over three classes, so weaken is what is left of 1.
+    A remainder below zero by no more than float32 rounding (1e-6) is taken for 0.
     """
     weaken = 1 - weak - strong
     if weaken < -1e-6:

@@ -1,10 +1,10 @@
-"""Writes the three divergence scores of every post of a prepared MNER or MRE set, for both of its pictures (§3.3, 3.4).
+"""Writes the three divergence scores of every post of a prepared MNER or MRE set, for both of its pictures (§3.4).
 
     python data_prep/score_divergence.py runs/demo/data --checkpoint=runs/demo/estimator
 
 `scores` are (weaken, complement, strengthen) for text and picture, `generated_scores` for text and generated picture:
-the softmax of an estimator that experiments/mde.py trained (P11). A picture that is not there gets null, counted.
---normalise=release divides complement and strengthen by their sum, as the released code does (R8): weaken is unknown
+the softmax of an estimator that experiments/mde.py trained. A picture that is not there gets null, counted.
+--normalise=release divides complement and strengthen by their sum, as the released code does: weaken is unknown
 then, stored as 0, and dataset.json says `renormalised_scores`.
 
 Own and released scores look alike to training; `dataset.json["stages"]["score_divergence"]` says which estimator the
@@ -208,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     stage_command.add_arguments(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, help="workdir of experiments/mde.py")
-    parser.add_argument("--normalise", choices=NORMALISATIONS, default="none", help="release: R8, weaken unknown")
+    parser.add_argument("--normalise", choices=NORMALISATIONS, default="none", help="release: weaken unknown")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs over all devices (default: %(default)s)")
     flags = parser.parse_args()
 

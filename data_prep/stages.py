@@ -1,4 +1,4 @@
-"""The frame of every stage between a folder of posts and training (paper sections 3.1 to 3.3): resumable, shardable.
+"""The frame of every stage between a folder of posts and training (paper sections 3.2 to 3.4): resumable, shardable.
 
 A :class:`Stage` says what to do with a batch of records and how a result enters a record; :func:`run_stage` does the
 rest. Each result is written at once to a journal, `journals/<stage>/shard-<i>-of-<n>.jsonl` in the data set's folder;

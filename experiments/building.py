@@ -53,7 +53,7 @@ def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
         raise ValueError(
             "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
         )
-    # R5: E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces (R6).
+    # E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces.
     pieces = config.task == "ner" and config.model.variant == "release"
     sizes = {"bert": BertConfig.from_dict(convert.read_config(text_folder)), "resnet": resnet}
     options: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The released arithmetic R1 to R7 written in PyTorch from the equations of DESIGN.md, for tests alone."""
+"""The released arithmetic written in PyTorch from the formulas of tmrjax/release.py, for tests alone."""
 
 import math
 
@@ -10,7 +10,7 @@ EXTENDED = 1024
 
 
 class Released(nn.Module):
-    """R1 to R4 under the released parameter names; pictures come as maps [B, 49, C]."""
+    """u and u' under the released parameter names; pictures come as maps [B, 49, C]."""
 
     def __init__(self, bert: transformers.BertConfig, features: int, resnet: nn.Module | None):
         super().__init__()
@@ -46,7 +46,7 @@ class Released(nn.Module):
 
 
 class ReleasedNER(Released):
-    """R5 and R6."""
+    """E(u), the join and the tags on word pieces."""
 
     def __init__(self, bert: transformers.BertConfig, length: int, tags: int, features: int, resnet: nn.Module | None):
         super().__init__(bert, features, resnet)
@@ -71,7 +71,7 @@ class ReleasedNER(Released):
 
 
 class ReleasedRE(nn.Module):
-    """R7: everything but the last layer stands under sentence_encoder, beside layers that nobody calls."""
+    """For RE: everything but the last layer stands under sentence_encoder, beside layers that nobody calls."""
 
     class SentenceEncoder(Released):
         def __init__(self, bert, features, resnet):

@@ -1,4 +1,4 @@
-"""Eq. 5 and 6 beside a literal double loop in float64, finite differences, properties, one device beside eight."""
+"""Eq. 6 beside a literal double loop in float64, finite differences, properties, one device beside eight."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""TMRForNER: P3 to P8 from its own intermediates in float64, masks, ablations, pixels and features."""
+"""TMRForNER: Eq. 1 to 9 from its own intermediates in float64, masks, ablations, pixels and features."""
 
 import functools
 import json
@@ -80,7 +80,7 @@ def softmax(x):
 
 
 def reference_emissions(params, batch, text, phrases, maps, *, literal):
-    """P2 to P8 of one post at a time, in float64, by valid entries alone."""
+    """Eq. 1 to 8 of one post at a time, in float64, by valid entries alone."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     rows = []
     for b in range(B):

@@ -1,4 +1,4 @@
-"""TMRForRE: P9 from its own intermediates in float64, masks, ablations, the text variant, its loss."""
+"""TMRForRE: Eq. 10 from its own intermediates in float64, masks, ablations, the text variant, its loss."""
 
 import json
 
@@ -56,7 +56,7 @@ def apply(model, variables, batch):
 
 
 def reference_logits(params, batch, text, phrases, *, literal):
-    """P3 to P9 of one post at a time, in float64, by valid entries alone."""
+    """Eq. 1 to 10 of one post at a time, in float64, by valid entries alone."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     project, fusion = params["visual_projection"], params["grain_fusion"]
     rows = []

@@ -1,4 +1,8 @@
-"""The supervised contrast that trains the divergence estimator (§3.4, Eq. 5 and 6; design P10)."""
+"""The supervised contrast that trains the divergence estimator (§3.4, Eq. 6).
+
+Eq. 5 is the self-supervised contrast L_self that Eq. 6 generalises: there an anchor i has one positive j(i), another
+view of itself, and no labels. With two views of each example and labels that tell examples apart, Eq. 6 equals it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ _SMALLEST_SQUARE = 1e-24  # below it a vector counts as this short, so that the 
 def supervised_contrastive_loss(
     features: jax.Array, labels: jax.Array, *, temperature: float, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Eq. 6 for every anchor; Eq. 5 is its sum.
+    """The term of Eq. 6 for every anchor; Eq. 6 itself is their sum over the batch.
 
     With z_i = features_i / ‖features_i‖, the positives P(i) = {p ≠ i : label_p = label_i}, and a over all others,
 

@@ -1,4 +1,4 @@
-"""The divergence estimator's corpus: pairs of text and picture with their relation, at random access (§3.4, app. B.3).
+"""The divergence estimator's corpus: pairs of text and picture with their relation, at random access (§3.4, app. B).
 
 A corpus is a folder::
 

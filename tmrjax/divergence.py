@@ -1,7 +1,10 @@
 """The multimodal divergence estimator (§3.4): how much does a picture weaken, complement or strengthen a text?
 
-A ViLT reads text and picture in one sequence; a head classifies its pooled state. Its probabilities are the scores α of
-Eq. 4 (design P11), its pooled state is what the contrast of Eq. 6 acts on (P10).
+A ViLT reads text and picture in one sequence; a head classifies its pooled state. Its probabilities
+α = softmax(head(pooled)) are the scores of Eq. 4, its pooled state is what the contrast of Eq. 6 acts on.
+
+A batch of B pairs has ``input_ids`` and ``attention_mask`` [B, T], ``pixel_values`` [B, H, W, 3] and ``pixel_mask``
+[B, H, W]; a loss also reads ``labels``, ``sources`` and ``row_mask`` [B] (:func:`tmrjax.pair_pipeline.collate_pairs`).
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ class DivergenceEstimator(nn.Module):
             ``pixel_*`` in its batch, the second reads of the text its first piece, [CLS], alone.
         dtype: computation type of the encoder, float32 or bfloat16.
         remat: gradient checkpointing, block by block.
-        detach_head: the head sees a stop-gradient of the pooled state, so that the encoder learns from a contrast alone
-            (P10); tmrjax.divergence_loss sets it, predictions are the same.
+        detach_head: the head sees a stop-gradient of the pooled state, so that the encoder learns from a contrast
+            alone; tmrjax.divergence_loss sets it, predictions are the same.
     """
 
     vilt: ViltConfig
@@ -107,7 +110,7 @@ def _scores(model: DivergenceEstimator, variables: Mapping[str, Any], batch: Bat
 
 
 def score(model: DivergenceEstimator, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
-    """P11: α = softmax(head(pooled)), [B,3] in the order weaken, complement, strengthen.
+    """α = softmax(head(pooled)), [B,3] in the order weaken, complement, strengthen.
 
     Compiled once per shape of batch.
     """
@@ -116,7 +119,7 @@ def score(model: DivergenceEstimator, variables: Mapping[str, Any], batch: Batch
 
 
 def normalise_as_released(scores: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """R8, the released code's scores: p = (weaken, complement, strengthen) [...,3] → (0, weak, strong) [...,3].
+    """The scores of the released code: p = (weaken, complement, strengthen) [...,3] → (0, weak, strong) [...,3].
 
     weak = p₁ / (p₁ + p₂) and strong = p₂ / (p₁ + p₂): what complements and what strengthens, as shares of each other.
     Weaken is unknown afterwards and 0, as prepared data store it (``renormalised_scores`` in dataset.json).
@@ -125,5 +128,5 @@ def normalise_as_released(scores: np.ndarray | jax.Array) -> np.ndarray | jax.Ar
     """
     total = scores[..., 1:].sum(-1, keepdims=True)
     if not (np.asarray(total) > 0).all():
-        raise ValueError("R8 divides by complement + strengthen, which is 0 (or not a number) in some of these scores")
+        raise ValueError("cannot divide by complement + strengthen: it is 0 (or not a number) in some of these scores")
     return scores * np.asarray([0, 1, 1], np.float32) / total

@@ -3,8 +3,8 @@
 cross_entropy           on the three classes.
 negative_sampling       cross-entropy with further weaken examples: a text with another picture of its own source, so
                         that a source's style alone cannot tell its pairs from mismatched ones.
-supervised_contrastive  Eq. 5 and 6 on the pooled state; the head learns by cross-entropy on a stop-gradient of it (P10;
-                        the paper leaves open how the head is trained).
+supervised_contrastive  Eq. 6 on the pooled state; the head learns by cross-entropy on a stop-gradient of it (the paper
+                        leaves open how the head is trained).
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Estimator:
     # ------------------------------------------------------------------ scores
 
     def score_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], jax.Array]:
-        """``step(variables, batch) -> scores`` [B,3], P11, on every device of every process; make it once."""
+        """``step(variables, batch) -> scores`` [B,3], α of Eq. 4, on every device of every process; make it once."""
 
         def step(variables, batch):
             return jax.nn.softmax(self.model.apply(variables, batch, train=False)[0])

@@ -1,9 +1,19 @@
-"""Weighting and joining the two grains of a picture: Eq. 2, Eq. 4, Eq. 7 and the phrase part of Eq. 10 (§3.3 to §3.6).
+"""Weighting and joining the two grains of a picture (§3.2, §3.4, §3.5): Eq. 2, 4, 7 and the phrase part of Eq. 10.
+
+The paper's formulas, of one picture with visual states V (49 patches for the fine grain, 3 regions for the coarse one)
+and text states T (the sentence's for the fine grain, the phrases' for the coarse one):
+
+    Eq. 1   G = Σ_i softmax_j((V W)_i · T_j / √D) T_j          one W a grain, shared by both pictures
+    Eq. 2   G = G^fine + G^coarse                              without divergence scores
+    Eq. 4   G* = α_strengthen G^fine + α_complement G^coarse   G'* likewise, by α' of the generated picture
+    Eq. 7   Ḡ = MultiHead(G*, G'*), read here as LayerNorm(T^w + MultiHead(Q = T^w, K = V = [G*; G'*])): a residual, a
+            norm and the query of every word piece are our reading of it, under ``literal`` too
+    Eq. 10  the phrase part Σ_k T^p_k of the relation's representation
 
 Two changes of ours to the paper's literal formula, switched off by ``literal=True`` and listed in the README:
 a grain is the LayerNorm of the *mean* over the attended states plus their visual states, instead of the bare sum over
 49 patches. The sum makes G some fifty times as large as the text states beside it, and a sum of text states alone
-hides the picture behind the attention weights (the released code adds the visual states too, R4). The norm comes
+hides the picture behind the attention weights (the released code adds the visual states too). The norm comes
 before Eq. 4, never after it: there it would undo the weights.
 """
 

@@ -1,4 +1,4 @@
-"""Two entities of a post marked in its word pieces (§3.6, P9): [unused0] head [unused1], [unused2] tail [unused3].
+"""Two entities of a post marked in its word pieces (§3.5, Eq. 10): [unused0] head [unused1], [unused2] tail [unused3].
 
 The state at the marker before an entity stands for the entity (Eq. 10). Entities may stand in any order, touch or
 overlap. A post that is too long is read through a window around both entities; a marker is never cut.

@@ -1,4 +1,4 @@
-"""How well entities and relations were found (§4.2): micro precision, recall and F1, each said by its name.
+"""How well entities and relations were found (§4.1): micro precision, recall and F1, each said by its name.
 
 Counts are added over the whole set and divided once; an average over batches would depend on the batch size.
 """

@@ -1,7 +1,45 @@
-"""TMR for entities and for relations (§3.6): encoders, two grains, two pictures, and what reads them.
+"""TMR for entities and for relations (§3.2, §3.4, §3.5): encoders, two grains, two pictures, and what reads them.
 
-Three variants: ``paper`` (P1 to P9), ``release`` (R1 to R7, :mod:`tmrjax.release`) and ``text`` (BERT with a CRF, or
-with entity markers, alone). Models return ``(output, intermediates)``; what nobody uses is pruned by jit.
+Three variants: ``paper`` (the formulas below), ``release`` (those of :mod:`tmrjax.release`) and ``text`` (BERT with a
+CRF, or with entity markers, alone). Models return ``(output, intermediates)``; what nobody uses is pruned by jit.
+
+The paper's formulas, one post at a time:
+
+    T^w = BERT(sentence) [T, D]    T^p = BERT(phrases) [P, D]                                    §3.2
+    V^s = F W_v + b [49, D]        F: the ResNet's 7 × 7 map of the whole picture
+    V^r = mean_49(F_r) W_v + b [3, D]    F_r: the maps of three regions
+    G^f from (V^s, T^w), G^c from (V^r, T^p)                                                     Eq. 1
+    G = G^f + G^c without scores; G* = α_s G^f + α_c G^c, and G'* by α'                          Eq. 2, Eq. 4
+    NER: Ḡ = LayerNorm(T^w + MultiHead(T^w, [G*; G'*])), emissions = Ḡ W + b at each word's      Eq. 7
+         first piece, a linear-chain CRF over words with the tags O, B-x, I-x                    Eq. 8, Eq. 9
+    RE:  logits = [T_head; T_tail; phrase part; G* + G'*] W + b at the entities' start markers   Eq. 10, Eq. 11
+
+α = (weaken, complement, strengthen) sums to 1; α is for text and picture, α' for text and generated picture. What is
+ours in Eq. 1, Eq. 7 and Eq. 10 is said in :mod:`tmrjax.fusion`.
+
+The batch
+---------
+A batch is a mapping from these names to arrays, channels last. B posts, T word pieces, W words, P phrase pieces, S the
+side of a picture in pixels, C channels of the ResNet's map. Masks are True where valid.
+
+    input_ids, attention_mask           [B, T]              [CLS] sentence [SEP]; RE: with markers around both entities
+    word_starts, word_mask              [B, W]              NER, not ``release``: position of each word's first piece
+    tags                                [B, W]              NER, for the loss; ``release``: [B, T]
+    head_start, tail_start              [B]                 RE: position of the marker before the entity
+    relation                            [B]                 RE, for the loss
+    phrase_ids, phrase_mask             [B, P]              not ``text``: [CLS] phrases [SEP], nothing without phrases
+    image                               [B, S, S, 3]        pixels of the whole picture, or instead of them
+    image_features                      [B, 49, C]          its ResNet map
+    image_mask                          [B]                 whether there is a picture
+    regions                             [B, 3, S, S, 3]     pixels of the regions, or instead of them
+    region_features                     [B, 3, 49, C]       their ResNet maps
+    region_mask                         [B, 3]              which regions there are
+    scores                              [B, 3]              α; ``release`` also takes (weak, strong) [B, 2]
+    generated_...                                           the seven above for the generated picture; its scores are α'
+    row_mask                            [B]                 the loss: False for a row of padding
+
+The picture keys are for ``paper`` and ``release``; those with ``generated_`` only under ``use_back_translation``.
+:class:`tmrjax.pipeline.Collator` makes such batches. The divergence estimator's are in :mod:`tmrjax.divergence`.
 """
 
 from __future__ import annotations
@@ -23,7 +61,6 @@ from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion, pool_
 from tmrjax.release import ReleaseRelationFusion, ReleaseTagFusion
 
 VARIANTS = ("paper", "release", "text")
-NUM_REGIONS = 3
 
 
 class CRFLayer(nn.Module):
@@ -47,7 +84,7 @@ class CRFLayer(nn.Module):
 
 
 class TMR(nn.Module, kw_only=True):
-    """What both tasks share: P1 to P6 and the switches of the ablations.
+    """What both tasks share: encoders, grains, scores and the switches of the ablations.
 
     Attributes:
         bert: size of the text encoder.
@@ -97,7 +134,7 @@ class TMR(nn.Module, kw_only=True):
         return tuple(name for name, is_frozen in frozen.items() if is_frozen)
 
     def _encode(self, batch: Batch, *, train: bool, phrase_mask: jax.Array | None = None):
-        """P1 and P2: (text states, phrase states or None, maps of the pictures); BERT reads text and phrases."""
+        """(T^w, T^p or None, maps of the pictures); one BERT reads text and phrases."""
         encoder = BertEncoder(self.bert, self.dtype, name="bert")
         text, _ = encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
         phrases, maps = None, {}
@@ -112,7 +149,7 @@ class TMR(nn.Module, kw_only=True):
         return text, phrases, maps
 
     def _weigh(self, batch: Batch, text, phrases, maps):
-        """P3 to P6: G* and G'* [B, 2, D], which of them are there [B, 2], and the intermediates by name."""
+        """Eq. 1, 2, 4: G* and G'* [B, 2, D], which of them are there [B, 2], and the intermediates by name."""
         project = nn.Dense(self.bert.hidden_size, dtype=self.dtype, name="visual_projection")
         fusion = GrainFusion(self.grains, self.literal, self.dtype, name="grain_fusion")
         text_mask, phrase_mask = batch["attention_mask"].astype(bool), batch["phrase_mask"].astype(bool)
@@ -132,7 +169,7 @@ class TMR(nn.Module, kw_only=True):
         return jnp.stack(weighted, 1), jnp.stack(present, 1), joined
 
     def _weigh_release(self, batch: Batch, fusion, text, phrases, maps) -> dict[str, jax.Array]:
-        """R1 to R4: u and u'; the latter is zero without back-translation."""
+        """u and u' (:mod:`tmrjax.release`); the latter is zero without back-translation."""
         joined = {}
         for prefix in ("", "generated_"):
             if prefix in self.prefixes:
@@ -151,7 +188,7 @@ class TMRForNER(TMR, kw_only=True):
     Attributes:
         num_tags: K; 1 + 2 · entity types (``paper``, ``text``), 13 (``release``).
         num_heads: of Eq. 7.
-        release_length: number of positions of R5; ``release`` only.
+        release_length: number of positions of E(u), max_seq; ``release`` only.
     """
 
     num_tags: int
@@ -161,16 +198,16 @@ class TMRForNER(TMR, kw_only=True):
     def __post_init__(self):
         super().__post_init__()
         if self.variant == "release" and not self.release_length:
-            raise ValueError("variant 'release' needs release_length: its weights belong to absolute positions (R5)")
+            raise ValueError("variant 'release' needs release_length: its weights belong to absolute positions")
 
     @property
     def tag_mask(self) -> str:
-        """The batch key that says where tags are scored: over words, or over word pieces (R6)."""
+        """The batch key that says where tags are scored: over words, or over word pieces (``release``)."""
         return "attention_mask" if self.variant == "release" else "word_mask"
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, dict]:
-        """Emissions of a batch (keys in DESIGN.md §3: DESIGN's names are the arguments' names).
+        """Emissions of a batch; its keys are in the module's docstring.
 
         Returns:
             emissions float32 [B, W, K] at the first piece of each word (``release``: [B, T, K] at each piece), and
@@ -209,17 +246,17 @@ class TMRForRE(TMR, kw_only=True):
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> tuple[jax.Array, dict]:
-        """Logits of a batch (keys in DESIGN.md §3).
+        """Logits of a batch; its keys are in the module's docstring.
 
-        P9: g = [T_head; T_tail; phrase part; G* + G'*] (4d), logits = g W + b. T_head and T_tail are the states at
+        Eq. 10: g = [T_head; T_tail; phrase part; G* + G'*] (4d), logits = g W + b. T_head and T_tail are the states at
         the markers before the entities; the phrase part is Σ_k M^p_k T^p_k (``literal``) or that sum divided by the
-        number of pieces, 0 without phrases. ``text``: g = [T_head; T_tail] (2d). ``release``: R7, 6d → 2d → R.
+        number of pieces, 0 without phrases. ``text``: g = [T_head; T_tail] (2d). ``release``: 6d → 2d → R.
 
         Returns:
             logits float32 [B, R], and intermediates: "text_states" [B, T, D], "representation" (g, before dropout) and,
             with pictures, "phrase_states", "fine" / "coarse" / "picture" and the same with the prefix "generated_".
         """
-        # R7: the authors' phrase mask is all zeros, which attends to every position alike: a mask of ones.
+        # The authors' phrase mask is all zeros, which attends to every position alike: a mask of ones.
         phrase_mask = None
         if self.variant != "text":
             phrase_mask = batch["phrase_mask"].astype(bool)

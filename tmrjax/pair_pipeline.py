@@ -152,7 +152,7 @@ def collate_pairs(
     pictures: PairPictureSettings,
     source_names: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """One batch under the keys of DESIGN.md §3; None is a row of padding, with every mask False.
+    """One batch under the keys of :mod:`tmrjax.divergence`; None is a row of padding, with every mask False.
 
     The arrays of :func:`collate_inputs`, and labels [B] (0 where padded), sources [B] (position in `source_names`, -1
     where padded or not among them), row_mask [B]. Raises :class:`tmrjax.images.PictureError` naming the pair.

@@ -1,10 +1,30 @@
 """One record of prepared data: its fields, its JSON form and the rules it must keep. Read through
 :mod:`tmrjax.records`.
 
-Boxes are (x1, y1, x2, y2) as fractions of width and height. Scores are (weaken, complement, strengthen), the softmax
-of the divergence estimator (paper section 3.3). Whatever breaks a rule is one :class:`DataError` that says file,
-line, what was found, what was expected and what to do; nothing is repaired in silence. Needs only the standard
-library.
+A line of ``train.jsonl`` of a NER set is one object with these keys; RE has the other label keys; spaces are free::
+
+    {"id": "17_06_4705",                        unique in its split
+     "tokens": ["Jordan", "at", "sea"],         the post's words, at least one
+     "tags": ["B-PER", "O", "O"],               NER: one a token, IOB2 over the labels of dataset.json
+     "head": [0, 1], "tail": [2, 3],            RE: half-open ranges of tokens
+     "relation": "/per/loc/place_of_residence",
+                                                RE: one of the labels; "None" is the relation that stands for none
+     "image": "images/a.jpg",                   a path inside the data set's folder; null: the post has no picture
+     "regions": [[0.1, 0.2, 0.5, 0.9]],         boxes (x1, y1, x2, y2) as fractions of the picture's width and height
+     "grounding": [{"phrase": "sea", "score": 0.7}],
+                                                may be absent: of each region its phrase and score, null where unknown
+     "phrases": ["sea"],                        noun phrases
+     "generated": {"image": "generated/a.png", "regions": [], "prompt": "...", "seed": 0, "model": "..."},
+                                                the back-translated picture (paper section 3.3); null: none was drawn.
+                                                prompt, seed, model may be null, and it may have a grounding too
+     "scores": [0.2, 0.3, 0.5],                 weaken, complement, strengthen of text and picture, the softmax of the
+                                                divergence estimator (paper section 3.4); null: unknown
+     "generated_scores": null}                  the same of text and generated picture
+
+Every key stands there (null or [] for what is absent), save ``grounding``. The folder around the record and
+``dataset.json`` are described in :mod:`tmrjax.records` and :class:`DatasetInfo`. Whatever breaks a rule is one
+:class:`DataError` that says file, line, what was found, what was expected and what to do; nothing is repaired in
+silence. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -27,6 +47,7 @@ Span = tuple[int, int]
 TASKS = ("ner", "re")
 NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
+NUM_REGIONS = 3  # of a picture that a model reads (paper section 3.2): the first ones of a record
 SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 
@@ -46,7 +67,7 @@ class Grounding:
 
 @dataclass(frozen=True)
 class Generated:
-    """The back-translated picture of a post (paper section 3.1): where it lies and how it was made.
+    """The back-translated picture of a post (paper section 3.3): where it lies and how it was made.
 
     `grounding` has one entry per region, or none at all where it is unknown.
     """
@@ -86,8 +107,10 @@ class DatasetInfo:
     """What `dataset.json` says.
 
     `labels` are entity types in order (NER) or relations (RE). `stages` says of each stage its tool, version, options
-    and counts; `files` maps each JSONL file to its SHA-256. `leaky_phrases`: the phrases hold words that the text
-    does not have. `renormalised_scores`: weaken is unknown and stored as 0. `synthetic`: a generated world, not real
+    and counts; `files` maps each JSONL file to its SHA-256, `labels_sha256` each split to that of its labels
+    (:mod:`tmrjax.label_versions`); both are filled in by `write_dataset`. `leaky_phrases`: the phrases hold words that
+    the text does not have. `leaky_regions`: regions come from files that were made with the labels, so how many there
+    are tells them. `renormalised_scores`: weaken is unknown and stored as 0. `synthetic`: a generated world, not real
     posts.
     """
 
@@ -95,10 +118,12 @@ class DatasetInfo:
     task: str
     labels: tuple[str, ...]
     leaky_phrases: bool = False
+    leaky_regions: bool = False
     renormalised_scores: bool = False
     synthetic: bool = False
     stages: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    labels_sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def tag_set(self) -> tuple[str, ...]:

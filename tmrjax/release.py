@@ -1,8 +1,25 @@
-"""The arithmetic of the authors' released code (DESIGN.md R1 to R7), so that their checkpoints can be used.
+"""The arithmetic of the authors' released code, so that their checkpoints can be used.
 
-It differs from the paper: tanh instead of a sum of attended text, projections with biases, padding attended like
-text, visual states added, scores (weak, strong) without weaken. Kept apart from :mod:`tmrjax.fusion` so that neither
-has to bend to the other. Masked pictures contribute nothing here too; the authors fed them as zero pictures.
+The released code computes other formulas than the paper does. In the notation of :mod:`tmrjax.models`, with H [T, D]
+the states of the text, H_p [P, D] those of the phrases, F49 [49, C] the map of a whole picture and F_obj [3, 49, C]
+those of its regions:
+
+Pictures   V = F49 W_p + b [49, D], v̄ = Σ_49 V · R = (Σ_49 F_obj) W_p + b [3, D], r̄ = Σ_3 R. Both grains share W_p.
+Grains     g^f = Σ_49 tanh(softmax((V W_q + b)(H W_k + b)ᵀ / √D)(H W_v + b)), without a mask over the text;
+           g^c likewise with R, H_p and weights of its own. tanh replaces the bare sum of Eq. 1.
+Scores     u = strong (g^f + v̄) + weak (g^c + r̄), and u' likewise for the generated picture with the same weights.
+           strong and weak are the complement and strengthen parts of α: strong = p₂ / (p₁ + p₂) and
+           weak = p₁ / (p₁ + p₂) in the RE files, the raw p₂ and p₁ in the NER files, where the estimator's classes are
+           (weaken, complement, strengthen) = (p₀, p₁, p₂).
+NER        E(u) = tanh(reshape(u W_e + b, (max_seq, 1024))), emissions = relu([H; E(u); E(u')] W + b) W_o + b with
+           D + 2048 → 1000 → K. The CRF runs over all word pieces; K = 13 tags: PAD 0, O 1, B- and I-MISC 2 3, PER 4 5,
+           ORG 6 7, LOC 8 9, X 10 (a word's further pieces), [CLS] 11, [SEP] 12.
+RE         x = [H_head; H_tail; (Σ_P H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_e + b)] [6 D], where the phrase part has
+           2 D; representation = x W_f + b [2 D]; logits = representation W + b. The phrases are read with a mask that
+           is all zeros in the released code: every position is attended alike, padding too.
+
+Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. One thing is ours: masked pictures
+contribute nothing; the authors fed them as zero pictures.
 """
 
 from __future__ import annotations
@@ -11,12 +28,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EXTENDED_SIZE = 1024  # of E(u) per position, R5
-COMBINED_SIZE = 1000  # of the layer before the emissions, R5
+EXTENDED_SIZE = 1024  # of E(u) per position
+COMBINED_SIZE = 1000  # of the layer before the emissions
 
 
 class ReleaseFusion(nn.Module):
-    """R1 to R4: u of each picture. Submodules carry the roles of the torch names."""
+    """u of each picture, as the module says. Submodules carry the roles of the torch names."""
 
     hidden_size: int
     dtype: jnp.dtype = jnp.float32
@@ -40,7 +57,7 @@ class ReleaseFusion(nn.Module):
         return jnp.where(visual_mask[..., None], attended, 0).sum(1)
 
     def __call__(self, text, phrases, image, image_mask, regions, region_mask, scores) -> jax.Array:
-        """R1 to R4: u = w_strong (g^f + v̄) + w_weak (g^c + r̄).
+        """u = strong (g^f + v̄) + weak (g^c + r̄).
 
         Args:
             text: H [B, T, D]; all T positions are attended.
@@ -62,18 +79,18 @@ class ReleaseFusion(nn.Module):
 
 
 class ReleaseTagFusion(ReleaseFusion):
-    """R5 besides: [H; E(u); E(u')] joined at each of ``length`` positions."""
+    """For NER: [H; E(u); E(u')] joined at each of ``length`` positions."""
 
     length: int = 0
 
     def setup(self):
-        """The layers of R5 beside those of R1 to R4."""
+        """The layers of E(u) and of the join, beside those of u."""
         super().setup()
         self.extend = self._dense(self.length * EXTENDED_SIZE)
         self.combination = self._dense(COMBINED_SIZE)
 
     def combine(self, text: jax.Array, picture: jax.Array, generated_picture: jax.Array) -> jax.Array:
-        """R5: relu([H; E(u); E(u')] W + b) with E(u) = tanh(reshape(u W_e + b, (max_seq, 1024))).
+        """relu([H; E(u); E(u')] W + b) with E(u) = tanh(reshape(u W_e + b, (max_seq, 1024))).
 
         Args:
             text: H [B, max_seq, D]; another length raises ValueError, since E(u) belongs to absolute positions.
@@ -92,10 +109,10 @@ class ReleaseTagFusion(ReleaseFusion):
 
 
 class ReleaseRelationFusion(ReleaseFusion):
-    """R7 besides: head, tail, phrases and both pictures joined."""
+    """For RE: head, tail, phrases and both pictures joined."""
 
     def setup(self):
-        """The layers of R7 beside those of R1 to R4."""
+        """The layers that join, beside those of u."""
         super().setup()
         self.phrase_projection = self._dense(2 * self.hidden_size)
         self.extend = self._dense(self.hidden_size)
@@ -109,7 +126,7 @@ class ReleaseRelationFusion(ReleaseFusion):
         picture: jax.Array,
         generated_picture: jax.Array,
     ) -> jax.Array:
-        """R7: [H_head; H_tail; (Σ_m H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_e + b)] W_f + b.
+        """[H_head; H_tail; (Σ_m H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_e + b)] W_f + b.
 
         Args:
             head, tail, picture, generated_picture: [B, D]; the last two are u and u'.

@@ -96,7 +96,7 @@ class Tagger(Reader):
         return {row: Prediction(words[row], spans[row], found[row]) for row in rows}
 
     def _positions(self, example: TaggingExample) -> list[int]:
-        """Where the CRF scores the kept words: the words themselves, or their first pieces (R6)."""
+        """Where the CRF scores the kept words: the words themselves, or their first pieces (``release``)."""
         return example.pieces.word_starts if self.text.piece_tags else list(range(len(example.pieces.words)))
 
     def _word_tags(self, row: np.ndarray, example: TaggingExample) -> list[str]:

@@ -44,7 +44,7 @@ class Word(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TagSet:
-    """The BIO tags of some entity types: O first, then B-x, I-x in the order of ``labels`` (P8).
+    """The BIO tags of some entity types: O first, then B-x, I-x in the order of ``labels`` (§3.5).
 
     >>> TagSet(("PER", "LOC")).tags
     ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC')
@@ -176,7 +176,7 @@ class WordPieces(NamedTuple):
 
 
 def encode_words(tokenizer: Tokenizer, tokens: Sequence[str], max_pieces: int) -> WordPieces:
-    """Word pieces of a tokenised post, at most ``max_pieces`` including [CLS] and [SEP] (P1, P8).
+    """Word pieces of a tokenised post, at most ``max_pieces`` including [CLS] and [SEP].
 
     A word is kept whole or cut whole: half a word would be scored on a truncated meaning.
     """
@@ -200,7 +200,7 @@ def encode_words(tokenizer: Tokenizer, tokens: Sequence[str], max_pieces: int) -
 
 
 def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int) -> tuple[list[int], int]:
-    """[CLS] phrases [SEP] with at most ``max_pieces`` content pieces (P1), and how many pieces were cut.
+    """[CLS] phrases [SEP] with at most ``max_pieces`` content pieces, and how many pieces were cut.
 
     Without any phrase the result is empty: the coarse grain is masked, not fed with an empty sentence.
     """

@@ -1,4 +1,4 @@
-"""The training step (§4.3) as pure functions: state, optimiser, one step of learning, one of predicting.
+"""The training step (appendix B) as pure functions: state, optimiser, one step of learning, one of predicting.
 
 The state is donated, the batch is split over the mesh, everything else is replicated; XLA adds the gradients of the
 devices. Nothing here touches the host.

@@ -1,11 +1,11 @@
-"""MRE: the relation of two entities in a post with a picture (TMR, §4.1 to §4.3).
+"""MRE: the relation of two entities in a post with a picture (TMR, §4.1, appendix B.2).
 
 python experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=runs/demo/relations
 
 :demo  generated world (data_prep/make_demo.py --task=re), tiny encoders from scratch, frozen ResNet: about a minute.
 :mnre  real posts; give the prepared data and the encoders' folders:
            --config.data.root=DIR --config.text_encoder.folder=DIR --config.picture_encoder.folder=DIR
-       the paper reports 89.05 test F1 with BERT-base and ResNet-50; its phrases leak the labels, ours do not, so the
+       Table 1 of the paper reports 89.05 test F1; its phrases leak the labels, ours do not, so the
        two figures cannot be compared (README.md).
 
 One override: --config.lr_encoder=1e-5. Entity markers alone: --config.model.variant=text. Ablations as in MNER.

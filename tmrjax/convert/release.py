@@ -1,4 +1,4 @@
-"""The authors' released NER and RE checkpoints (DESIGN.md R1 to R7) as a ``release`` model and its variables.
+"""The authors' released NER and RE checkpoints as a ``release`` model (:mod:`tmrjax.release`) and its variables.
 
 Sizes are read from the shapes of the arrays: the released state dict comes without a config.
 """
@@ -16,14 +16,15 @@ from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, re
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
-from tmrjax.models import NUM_REGIONS, TMR, TMRForNER, TMRForRE
+from tmrjax.models import TMR, TMRForNER, TMRForRE
+from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.release import EXTENDED_SIZE
 
 RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name
 
 RE_PREFIX = "sentence_encoder."
 
-# Their linear layers beside ours: R1 to R4 in both tasks, then what reads them.
+# Their linear layers beside ours: those of u in both tasks, then what reads it.
 FUSION_LAYERS = {
     "linear_pic": "release_fusion/visual_projection",
     **{
@@ -40,7 +41,7 @@ RE_LAYERS = {
     f"{RE_PREFIX}linear_final": "release_fusion/combination",
     "fc": "classifier",
 }
-# Layers that the released RE code makes and never calls (DESIGN.md section 2).
+# Layers that the released RE code makes and never calls.
 RE_UNUSED = (r"linear\.(weight|bias)", rf"{re.escape(RE_PREFIX)}(linear|linear_weights)\.(weight|bias)")
 
 

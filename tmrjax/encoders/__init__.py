@@ -1,1 +1,1 @@
-"""The two encoders of §3.1: BERT for text, ResNet for pictures. They depend on jax and flax alone."""
+"""The encoders: BERT for text and ResNet for pictures (§3.2), ViLT for both (§3.4). They need jax and flax alone."""

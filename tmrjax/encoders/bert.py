@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019), the text encoder of TMR §3.1: T^w and T^p of design P1.
+"""BERT (Devlin et al. 2019), the text encoder of TMR §3.2: T^w of a sentence, T^p of its phrases.
 
 The arithmetic is that of Hugging Face's ``BertModel`` without its pooler: post-layer-norm blocks, the config's GELU
 (with the error function unless it says otherwise), learned absolute positions. ``tmrjax.convert.bert_params`` fills it

@@ -1,4 +1,4 @@
-"""The pictures of a post through one ResNet (P2), as pixels or as the maps of a ResNet that ran ahead of time."""
+"""The pictures of a post through one ResNet (§3.2), as pixels or as the maps of a ResNet that ran ahead of time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Batch = Mapping[str, jax.Array]
 
 
 class PictureEncoder(nn.Module):
-    """ResNet maps of all pictures of a post, or the same maps handed in as features (P2).
+    """ResNet maps of all pictures of a post, or the same maps handed in as features.
 
     A masked picture is replaced before anything is computed from it: its content, be it NaN, has no influence.
     """

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016), the picture encoder of TMR §3.1: the map F of design P2, 7 × 7 for 224 × 224 pixels.
+"""ResNet (He et al. 2016), the picture encoder of TMR §3.2: a map of 7 × 7 for 224 × 224 pixels.
 
 The arithmetic is that of Hugging Face's ``ResNetModel`` without its pooler and of torchvision's and timm's ``resnet50``
 (v1.5: a bottleneck strides in its 3 × 3 convolution). ``tmrjax.convert.resnet_params`` fills it from either.
