@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -96,7 +96,6 @@ def evaluate(
 
 def main(_) -> None:
     """Flags in, table out."""
-    running.start()
     report = evaluate(
         Path(FLAGS.workdir),
         FLAGS.split,
@@ -112,4 +111,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    running.command(main)

@@ -38,7 +38,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Flags in, report out."""
-    running.start()
     run(FLAGS.config, Path(FLAGS.workdir))
 
 
