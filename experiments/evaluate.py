@@ -77,7 +77,7 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
-    report = running.evaluate_split(reader, step, variables, reader.encode(records), pictures, mesh, size)
+    report = running.evaluate_split(reader, step, variables, reader.encode(records, say=split), pictures, mesh, size)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
     print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
