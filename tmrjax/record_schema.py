@@ -7,7 +7,8 @@ A line of ``train.jsonl`` of a NER set is one object with these keys; RE has the
      "tokens": ["Jordan", "at", "sea"],         the post's words, at least one
      "tags": ["B-PER", "O", "O"],               NER: one a token, IOB2 over the labels of dataset.json
      "head": [0, 1], "tail": [2, 3],            RE: half-open ranges of tokens
-     "relation": "/per/loc/place_of_residence", RE: one of the labels; "None" is the relation that stands for none
+     "relation": "/per/loc/place_of_residence",
+                                                RE: one of the labels; "None" is the relation that stands for none
      "image": "images/a.jpg",                   a path inside the data set's folder; null: the post has no picture
      "regions": [[0.1, 0.2, 0.5, 0.9]],         boxes (x1, y1, x2, y2) as fractions of the picture's width and height
      "grounding": [{"phrase": "sea", "score": 0.7}],
