@@ -7,6 +7,15 @@ python data_prep/convert_release.py --weights=MDE.pth --estimator --vocabulary=B
 
 The released file has no tokenizer: --vocabulary names the folder of the BERT it was trained from (vocab.txt suffices).
 Safetensors are read without torch; a .pth needs the extra `release` and is read with weights_only, never unpickled.
+
+The checkpoint keeps the inputs that the released weights were trained on; evaluation and prediction use them:
+phrases (NER: [CLS], 3 pieces, [SEP]; RE: 6 whole words), whole pictures (NER: torchvision's resize and centre crop; RE:
+blue, green, red, 0 to 255, squashed by area), regions (torchvision's resize and centre crop of what the box holds).
+
+--missing=zeros puts zeros in the place of missing pictures and regions and, for NER, of every region of a generated
+picture, as the authors' code did in training. The default, mask, gives what is missing no influence.
+
+One difference is left: a post that is too long ends behind a whole word here, and in the middle of one there.
 """
 
 from __future__ import annotations
@@ -28,16 +37,28 @@ from tmrjax.convert import mde_from_release, ner_from_release, re_from_release
 from tmrjax.estimator import Estimator
 from tmrjax.examples import TextSettings
 from tmrjax.files import sha256
+from tmrjax.models import TMR
 from tmrjax.pair_pictures import PairPictureSettings
 from tmrjax.pair_pipeline import PairTextSettings
-from tmrjax.reader import PictureSettings, Reader
+from tmrjax.preprocessing import MISSING, PictureSettings
+from tmrjax.reader import Reader
 from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.tagger import Tagger
 from tmrjax.tokenizers import load_tokenizer
 
-# The order of the released tag set (tmrjax/release.py).
+# Entity types in the order of the released tag set (tmrjax/release.py).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
 RE_PIECES = 128  # as many word pieces as the authors read
+
+# What the authors' scripts train by default.
+AUTHORS = {
+    "ner": "bert-large-uncased (24 layers of 1024) with ResNet-101",
+    "re": "bert-base-uncased (12 layers of 768) with ResNet-50",
+}
+
+# Inputs of the released code. NER: encode_plus(max_length=5); RE: six whole words, pictures as cv2.imread gives them.
+RELEASED_PHRASES = {"ner": ("release_pieces", 3), "re": ("release_words", 6)}
+RELEASED_WHOLE = {"ner": "torchvision", "re": "area_bgr"}
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -68,32 +89,55 @@ def convert_release(
     data: str = "",
     max_phrase_pieces: int | None = None,
     num_attention_heads: int | None = None,
+    missing: str = "mask",
 ) -> Reader:
     """Write the checkpoint; returns the reader in it.
 
     With ``relations``, the released file that numbers them, the weights are those of RE. ``data``: the data set that
-    evaluate.py takes by default.
+    evaluate.py takes by default. ``max_phrase_pieces``: 3 pieces for NER, 6 words for RE unless given. ``missing``: one
+    of :data:`tmrjax.preprocessing.MISSING`.
     """
-    restore = ner_from_release if relations is None else re_from_release
+    task = "ner" if relations is None else "re"
+    restore = ner_from_release if task == "ner" else re_from_release
     model, variables = restore(read_weights(weights), num_attention_heads=num_attention_heads)
-    tokenizer = _tokenizer(vocabulary, model.bert.vocab_size)
-    shared = {"model": model, "tokenizer": tokenizer, "pictures": PictureSettings()}
-    if relations is None:
-        reader: Reader = Tagger(
-            labels=RELEASE_LABELS,
-            text=TextSettings(model.release_length, max_phrase_pieces or 4, piece_tags=True),
-            buckets=(model.release_length,),
-            constrained=False,  # exact to the released decoding
-            **shared,
-        )
+    phrases, length = RELEASED_PHRASES[task]
+    text = TextSettings(
+        max_pieces=model.release_length if task == "ner" else RE_PIECES,
+        max_phrase_pieces=max_phrase_pieces or length,
+        piece_tags=task == "ner",
+        phrases=phrases,
+    )
+    pictures = PictureSettings(
+        whole=RELEASED_WHOLE[task],
+        regions="torchvision",
+        missing=missing,
+        generated_regions=not (task == "ner" and missing == "zeros"),
+    )
+    shared = {
+        "model": model,
+        "tokenizer": _tokenizer(vocabulary, model.bert.vocab_size),
+        "text": text,
+        "pictures": pictures,
+        "buckets": (text.max_pieces,),
+    }
+    if task == "ner":  # unconstrained: exact to the released decoding
+        reader: Reader = Tagger(labels=RELEASE_LABELS, constrained=False, **shared)
     else:
-        labels = tuple(read_relations(relations))
-        reader = RelationClassifier(
-            labels=labels, text=TextSettings(RE_PIECES, max_phrase_pieces or 6), buckets=(RE_PIECES,), **shared
-        )
+        reader = RelationClassifier(labels=tuple(read_relations(relations)), **shared)
     config = {"data": {"root": data, "on_error": "raise", "feature_cache": False}, "eval_batch_size": 16}
-    _save(out, weights, config, reader.to_meta(), variables)
+    source = {"authors": AUTHORS[task], "encoders": encoders_of(reader.model)}
+    _save(out, weights, config, reader.to_meta(), variables, source)
     return reader
+
+
+def encoders_of(model: TMR) -> str:
+    """The sizes of a model's encoders in words, to be held against AUTHORS."""
+    bert, resnet = model.bert, model.resnet
+    text = f"BERT with {bert.num_hidden_layers} layers of {bert.hidden_size}, {bert.vocab_size:,} word pieces"
+    if resnet is None:
+        return f"{text}; no ResNet in the file: feature maps only"
+    convolutions = (3 if resnet.layer_type == "bottleneck" else 2) * sum(resnet.depths)
+    return f"{text}; ResNet-{convolutions + 2}"  # its stem and its classifier count as well
 
 
 def convert_estimator(
@@ -114,6 +158,19 @@ def convert_estimator(
     return estimator
 
 
+def _inputs(reader: Reader) -> str:
+    """The inputs that the checkpoint keeps, in one line."""
+    text, pictures = reader.text, reader.pictures
+    unit = "whole words" if text.phrases == "release_words" else "word pieces between [CLS] and [SEP]"
+    missing = "have no influence" if pictures.missing == "mask" else "are zeros, as in the authors' training"
+    if not pictures.generated_regions:
+        missing += ", and so are all regions of generated pictures"
+    return (
+        f"phrases as {text.max_phrase_pieces} {unit}, whole pictures {pictures.whole}, regions {pictures.regions}; "
+        f"missing pictures and regions {missing}"
+    )
+
+
 def _tokenizer(vocabulary: Path, pieces: int) -> Any:
     tokenizer = load_tokenizer(vocabulary)
     if len(tokenizer) > pieces:
@@ -124,13 +181,24 @@ def _tokenizer(vocabulary: Path, pieces: int) -> Any:
     return tokenizer
 
 
-def _save(out: Path, weights: Path, config: dict[str, Any], described: dict[str, Any], variables: Any) -> None:
+def _save(
+    out: Path,
+    weights: Path,
+    config: dict[str, Any],
+    described: dict[str, Any],
+    variables: Any,
+    source: dict[str, Any] | None = None,
+) -> None:
     """A workdir with one checkpoint, whose source is the released file."""
     meta = {
         "config": config,
         "dataset": None,
         "versions": package_versions(),
-        "source": {"file": weights.name, "sha256": sha256(weights.read_bytes()) if weights.is_file() else None},
+        "source": {
+            "file": weights.name,
+            "sha256": sha256(weights.read_bytes()) if weights.is_file() else None,
+            **(source or {}),
+        },
         "best": None,
         **described,
     }
@@ -149,7 +217,13 @@ def main(arguments: list[str] | None = None) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--relations", type=Path, help="ours_rel2id.json of the release, for weights of RE")
     kind.add_argument("--estimator", action="store_true", help="the weights are the divergence estimator's")
-    parser.add_argument("--max-phrase-pieces", type=int, help="4 for NER, 6 for RE unless given")
+    parser.add_argument("--max-phrase-pieces", type=int, help="3 word pieces for NER, 6 words for RE unless given")
+    parser.add_argument(
+        "--missing",
+        choices=MISSING,
+        default="mask",
+        help="what stands for a missing picture or region: nothing (mask), or zeros as in the authors' training",
+    )
     parser.add_argument("--num-attention-heads", type=int, help="of BERT; hidden / 64 unless given")
     options = parser.parse_args(arguments)
     files = options.weights, options.vocabulary, options.out
@@ -159,10 +233,18 @@ def main(arguments: list[str] | None = None) -> None:
         size = estimator.pictures.size
         print(f"written to {options.out}: {estimator.texts.max_pieces} word pieces, pictures of {size} pixels")
         return
-    reader = convert_release(*files, relations=options.relations, max_phrase_pieces=options.max_phrase_pieces, **shared)
+    reader = convert_release(
+        *files,
+        relations=options.relations,
+        max_phrase_pieces=options.max_phrase_pieces,
+        missing=options.missing,
+        **shared,
+    )
     pictures = "pictures" if reader.model.resnet else "feature maps only (the file has no ResNet)"
     labels = f"labels {', '.join(reader.labels)}"
     print(f"written to {options.out}: {reader.text.max_pieces} word pieces, {labels}; {pictures}")
+    print(f"this checkpoint: {encoders_of(reader.model)}; the authors' scripts train {AUTHORS[reader.task]}")
+    print(f"inputs of the released code: {_inputs(reader)}")
 
 
 if __name__ == "__main__":

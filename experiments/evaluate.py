@@ -80,11 +80,15 @@ def evaluate(
     report = running.evaluate_split(reader, step, variables, reader.encode(records), pictures, mesh, size)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
-    print(format_report(reader.task, report, title, dataset.info), flush=True)
+    print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
     return {
         "split": split,
         "subset": subset,
         "data": running.dataset_meta(dataset),
+        "labels_sha256": dict(dataset.info.labels_sha256),
+        "label_version": dataset.label_version,
+        "leaky_phrases": dataset.info.leaky_phrases,
+        "leaky_regions": dataset.info.leaky_regions,
         "devices": mesh.size,
         **report,
     }

@@ -138,6 +138,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "dataset": corpus.info.name,
         "data": meta["dataset"],
         "leaky_phrases": False,
+        "leaky_regions": False,
         "seed": config.seed,
         "best_step": outcome["best"]["step"],
         "dev": {name: outcome["best"][name] for name in DEV_SCORES},

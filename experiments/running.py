@@ -101,7 +101,9 @@ def dataset_meta(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": info.name,
         "files": dict(info.files),
+        "labels_sha256": dict(info.labels_sha256),
         "leaky_phrases": info.leaky_phrases,
+        "leaky_regions": info.leaky_regions,
         "renormalised_scores": info.renormalised_scores,
         "synthetic": info.synthetic,
         "skipped": len(dataset.skipped),

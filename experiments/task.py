@@ -122,7 +122,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "ablation": ablation_name(model),
         "dataset": dataset.info.name,
         "data": meta["dataset"],
+        "labels_sha256": dict(dataset.info.labels_sha256),
+        "label_version": dataset.label_version,
         "leaky_phrases": dataset.info.leaky_phrases,
+        "leaky_regions": dataset.info.leaky_regions,
         "seed": config.seed,
         "best_epoch": outcome["best"]["epoch"],
         "dev": {name: outcome["best"][name] for name in ("precision", "recall", "f1")},
@@ -147,4 +150,4 @@ def show(report: dict[str, Any], dataset: Dataset) -> None:
         f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, seed {report['seed']} "
         f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
     )
-    print(format_report(report["task"], report["test"], title, dataset.info), flush=True)
+    print(format_report(report["task"], report["test"], title, dataset.info, dataset.label_version), flush=True)

@@ -20,11 +20,13 @@ from tmrjax.pipeline import (
     picture_requests,
     sample_fraction,
 )
+from tmrjax.preprocessing import PictureSettings
 from tmrjax.records import Generated, Record
 from tmrjax.tagging import TagSet
 
 LABELS = TagSet(("PER", "LOC"))
 SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3)
+SMALL = PictureSettings(size=8, resize=8)
 
 
 def collator(pictures):
@@ -114,7 +116,7 @@ def test_released_tags_stand_on_every_piece(tokenizer):
 
 def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    source = PixelSource(root, ("", "generated_"), size=8, resize=8)
+    source = PixelSource(root, ("", "generated_"), SMALL)
     batch = collator(source)([*examples[:2], None], 10)
     assert batch["row_mask"].tolist() == [True, True, False]
     assert batch["attention_mask"].sum(1).tolist() == [7, 5, 0]
@@ -146,7 +148,7 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
         tmp_path, requests, fake_resnet, weights_hash="w", size=8, resize=8, progress=False, batch_size=4
     )
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    pixels = collator(PixelSource(root, prefixes, size=8, resize=8))(examples, 10)
+    pixels = collator(PixelSource(root, prefixes, SMALL))(examples, 10)
     features = collator(FeatureSource(root, prefixes, cache))(examples, 10)
     for prefix in prefixes:
         np.testing.assert_allclose(features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0])
@@ -160,7 +162,7 @@ def batches(tokenizer, root):
     records = [RECORDS[i % 3] for i in range(11)]
     examples = encode_tagging(records, tokenizer, LABELS, SETTINGS)
     plan = BatchPlan([len(e.pieces.input_ids) for e in examples], (8, 10), 4, epochs=3, seed=5)
-    return Batches(examples, plan, collator(PixelSource(root, ("",), size=8, resize=8)))
+    return Batches(examples, plan, collator(PixelSource(root, ("",), SMALL)))
 
 
 def equal(first, second):

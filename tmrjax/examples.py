@@ -22,17 +22,31 @@ logger = logging.getLogger(__name__)
 Shapes = dict[str, tuple[tuple[int, ...], type]]
 
 
+PHRASES = ("pieces", "release_pieces", "release_words")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
     """How text becomes word pieces: part of every checkpoint.
 
     max_pieces and max_phrase_pieces limit the lengths of T^w and T^p (80 with, 4 without [CLS] and [SEP]). piece_tags:
-    tags on every word piece in the scheme of :mod:`tmrjax.release` instead of on words.
+    tags on every word piece in the scheme of :mod:`tmrjax.release` instead of on words. phrases: one of PHRASES, see
+    :func:`phrase_ids_of`.
     """
 
     max_pieces: int = 80
     max_phrase_pieces: int = 4
     piece_tags: bool = False
+    phrases: str = "pieces"
+
+    def __post_init__(self):
+        if self.phrases not in PHRASES:
+            raise ValueError(f"text.phrases is {self.phrases!r}; expected one of {', '.join(PHRASES)}")
+
+    @property
+    def phrase_length(self) -> int:
+        """P, the number of positions of a batch's phrases."""
+        return self.max_phrase_pieces + (0 if self.phrases == "release_words" else 2)
 
 
 RELEASE_TAGS = (
@@ -130,10 +144,33 @@ def encode_relations(
     return _encode_all(records, tokenizer, settings, encode, "the window lies around both entities")
 
 
+def phrase_ids_of(tokenizer: Tokenizer, phrases: Sequence[str], settings: TextSettings) -> tuple[list[int], int]:
+    """The ids of a post's phrases, and how many pieces or words were cut.
+
+    ``settings.phrases`` says how; the batch's phrase mask is True for what is returned here.
+
+    * ``pieces``: [CLS], the first m pieces, [SEP]; nothing without phrases (:func:`tmrjax.tagging.encode_phrases`).
+    * ``release_pieces``, the released NER code: the same with [CLS] [SEP] for a post without phrases. That code takes
+      five positions, so m is 3. Its attention from regions to phrases reads the padding behind them too.
+    * ``release_words``, the released RE code: the first m words (6), each looked up whole in the vocabulary, case and
+      all, [UNK] where it is none (and for a post without phrases); no [CLS], no [SEP]; padded with 0 to m, the padding
+      counted as valid.
+    """
+    limit = settings.max_phrase_pieces
+    if settings.phrases == "release_words":
+        words = " ".join(phrases).split(" ")
+        ids = tokenizer.convert_tokens_to_ids(words[:limit])
+        return [*ids, *[0] * (limit - len(ids))], max(len(words) - limit, 0)
+    ids, cut = encode_phrases(tokenizer, phrases, limit)
+    if not ids and settings.phrases == "release_pieces":
+        ids = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    return ids, cut
+
+
 def _encode_all(records, tokenizer, settings, encode, consequence: str) -> list:
     examples, cut_phrases = [], 0
     for record in records:
-        phrase_ids, cut = encode_phrases(tokenizer, record.phrases, settings.max_phrase_pieces)
+        phrase_ids, cut = phrase_ids_of(tokenizer, record.phrases, settings)
         cut_phrases += cut
         examples.append(encode(record, phrase_ids))
     cut_words = [len(example.pieces.cut) for example in examples if example.pieces.cut]

@@ -17,8 +17,9 @@ from tmrjax.batching import BatchPlan, PlannedBatches
 from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.feature_cache import FeatureCache, PictureRequest
 from tmrjax.fusion import NEUTRAL_SCORES
-from tmrjax.images import load_picture, picture_to_pixels, region_to_pixels
-from tmrjax.models import NUM_REGIONS
+from tmrjax.images import load_picture
+from tmrjax.preprocessing import PictureSettings
+from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.records import Record
 
 Example = TaggingExample | RelationExample
@@ -28,6 +29,7 @@ class PictureSource(Protocol):
     """Loads the pictures of one record as the arrays of a model's batch, without masks."""
 
     prefixes: tuple[str, ...]
+    settings: PictureSettings
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of one record, without a batch axis; what it lacks is as in :meth:`empty`."""
@@ -36,23 +38,26 @@ class PictureSource(Protocol):
         """The arrays of a record without any picture; masks hide them."""
 
 
-def _slots(record: Record, root: Path, prefixes: Sequence[str]) -> Iterator[tuple[str, Path, tuple]]:
+def _slots(
+    record: Record, root: Path, prefixes: Sequence[str], settings: PictureSettings
+) -> Iterator[tuple[str, Path, tuple]]:
     """(prefix, picture, boxes) of the pictures that a record has."""
     for prefix in prefixes:
         owner = record.generated if prefix else record
         if owner is not None and owner.image is not None:
-            yield prefix, root / owner.image, owner.regions[:NUM_REGIONS]
+            read = settings.generated_regions or not prefix
+            yield prefix, root / owner.image, owner.regions[:NUM_REGIONS] if read else ()
 
 
 class PixelSource:
-    """Pictures as normalised pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3]."""
+    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say."""
 
-    def __init__(self, root: Path, prefixes: Sequence[str], *, size: int, resize: int):
-        self.root, self.prefixes, self.size, self.resize = Path(root), tuple(prefixes), size, resize
+    def __init__(self, root: Path, prefixes: Sequence[str], settings: PictureSettings):
+        self.root, self.prefixes, self.settings = Path(root), tuple(prefixes), settings
 
     def empty(self) -> dict[str, np.ndarray]:
         """The arrays of a record without any picture; a mask hides them."""
-        shape = (self.size, self.size, 3)
+        shape = (self.settings.size, self.settings.size, 3)
         arrays = {}
         for prefix in self.prefixes:
             arrays[f"{prefix}image"] = np.zeros(shape, np.float32)
@@ -62,16 +67,18 @@ class PixelSource:
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Decode each picture once, whole and in regions."""
         arrays = self.empty()
-        for prefix, path, boxes in _slots(record, self.root, self.prefixes):
+        for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
             picture = load_picture(path)
-            arrays[f"{prefix}image"] = picture_to_pixels(picture, self.size, self.resize)
+            arrays[f"{prefix}image"] = self.settings.whole_pixels(picture)
             for i, box in enumerate(boxes):
-                arrays[f"{prefix}regions"][i] = region_to_pixels(picture, box, self.size)
+                arrays[f"{prefix}regions"][i] = self.settings.region_pixels(picture, box)
         return arrays
 
 
 class FeatureSource:
     """Pictures as maps of a frozen ResNet: ``{prefix}image_features`` [P, C], ``{prefix}region_features`` [3, P, C]."""
+
+    settings = PictureSettings()  # the cache is built with our own pixels alone
 
     def __init__(self, root: Path, prefixes: Sequence[str], cache: FeatureCache):
         self.root, self.prefixes, self.cache = Path(root), tuple(prefixes), cache
@@ -87,7 +94,7 @@ class FeatureSource:
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Read the maps from the cache."""
         arrays = self.empty()
-        for prefix, path, boxes in _slots(record, self.root, self.prefixes):
+        for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
             arrays[f"{prefix}image_features"] = self.cache[PictureRequest(path, None)]
             for i, box in enumerate(boxes):
                 arrays[f"{prefix}region_features"][i] = self.cache[PictureRequest(path, box)]
@@ -99,7 +106,7 @@ def picture_requests(records: Sequence[Record], root: Path, prefixes: Sequence[s
     return [
         PictureRequest(path, box)
         for record in records
-        for _, path, boxes in _slots(record, Path(root), prefixes)
+        for _, path, boxes in _slots(record, Path(root), prefixes, FeatureSource.settings)
         for box in (None, *boxes)
     ]
 
@@ -123,7 +130,7 @@ class Collator:
 
         ``row_mask`` [B] is False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
         """
-        pictures, phrase_length = self.pictures, self.settings.max_phrase_pieces + 2
+        pictures, phrase_length = self.pictures, self.settings.phrase_length
         shapes = {"input_ids": ((length,), np.int32), "attention_mask": ((length,), bool)}
         if pictures is not None:
             shapes |= {"phrase_ids": ((phrase_length,), np.int32), "phrase_mask": ((phrase_length,), bool)}
@@ -144,7 +151,7 @@ class Collator:
         return batch if pictures is None else batch | self._pictures(examples)
 
     def _pictures(self, examples: Sequence[Example | None]) -> dict[str, np.ndarray]:
-        rows = len(examples)
+        rows, settings = len(examples), self.pictures.settings
         loaded = [
             self.pictures.empty() if example is None else self.pictures.load(example.record) for example in examples
         ]
@@ -156,7 +163,9 @@ class Collator:
                 if example is None:
                     continue
                 record = example.record
-                for _, _, boxes in _slots(record, Path(), [prefix]):
+                if settings.missing == "zeros":  # what is not there stays zero and counts as a picture
+                    image_mask[row], region_mask[row] = True, True
+                for _, _, boxes in _slots(record, Path(), [prefix], settings):
                     image_mask[row] = True
                     region_mask[row, : len(boxes)] = True
                 given = record.generated_scores if prefix else record.scores

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,18 +33,13 @@ from tmrjax.pipeline import (
     PixelSource,
     picture_requests,
 )
+from tmrjax.preprocessing import PictureSettings
 from tmrjax.records import Record
 from tmrjax.sharding import shard_batch
 from tmrjax.tokenizers import tokenizer_from_json, tokenizer_to_json
 from tmrjax.train import Loss
 
-
-@dataclasses.dataclass(frozen=True)
-class PictureSettings:
-    """Pixels of a picture: short side to ``resize``, centre crop to ``size``; regions are cropped, then ``size``²."""
-
-    size: int = 224
-    resize: int = 256
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +107,12 @@ class Reader:
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], **fields: Any) -> Reader:
         """The reader of a checkpoint's JSON; ``fields`` are those of a subclass."""
+        if meta.get("source") and "whole" not in meta["pictures"]:
+            logger.warning(
+                "this checkpoint was converted by an older version, which did not keep the inputs of the released "
+                "code: phrases, pictures and regions differ from those that it was trained on. Convert the weights "
+                "again with data_prep/convert_release.py"
+            )
         return cls(
             model=model_from_dict(cls.task, meta["model"]),
             labels=tuple(meta["labels"]),
@@ -136,7 +138,7 @@ class Reader:
                 "this model has no ResNet, so it cannot read pictures: hand it feature maps through model.apply, or "
                 "convert a state dict that holds one"
             )
-        return PixelSource(root, self.model.prefixes, size=self.pictures.size, resize=self.pictures.resize)
+        return PixelSource(root, self.model.prefixes, self.pictures)
 
     def features(
         self,
@@ -151,6 +153,11 @@ class Reader:
         """Pictures below ``root`` as maps of the frozen ResNet, computed once and kept in ``directory``."""
         if not self.model.prefixes:
             return None
+        if not self.pictures.ours:
+            raise ValueError(
+                "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
+                "data.feature_cache=False"
+            )
         resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in ("params", "batch_stats")}
         module = ResNetEncoder(self.model.resnet, self.model.dtype)
 
