@@ -12,6 +12,7 @@ from tmrjax import divergence, models, record_schema, release
 from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.files import parse_json
 from tmrjax.pipeline import Collator, PixelSource
+from tmrjax.preprocessing import PictureSettings
 from tmrjax.records import DatasetInfo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ SECTIONS_OF = {
     r"tmrjax/tagging\.py": {"3.5", "4.1"},
     r"tmrjax/(metrics|records)\.py": {"4.1"},
     r"tmrjax/(train|images|feature_cache)\.py": set(),
-    r"tmrjax/record_schema\.py": {"3.3", "3.4"},
+    r"tmrjax/record_schema\.py": {"3.2", "3.3", "3.4"},
     r"experiments/configs/mde\.py": {"3.4"},
     r"experiments/configs/(mner|mre)\.py": {"4.1"},
     r"data_prep/(import.*|release_files)\.py": {"4.1"},
@@ -170,7 +171,7 @@ def batch_keys():
 @pytest.mark.parametrize("kind", [TaggingExample, RelationExample])
 def test_the_batch_keys_are_written_down(kind, root):
     keys = batch_keys()
-    source = PixelSource(root, ("", "generated_"), size=8, resize=8)
+    source = PixelSource(root, ("", "generated_"), PictureSettings(size=8, resize=8))
     collator = Collator(kind, TextSettings(max_pieces=10, max_phrase_pieces=3), source)
     sizes = {"B": 2, "T": 10, "W": 8, "P": 5, "S": 8, "3": 3}
     batch = collator([None, None], sizes["T"])

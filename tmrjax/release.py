@@ -18,8 +18,8 @@ RE         x = [H_head; H_tail; (Σ_P H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_
            2 D; representation = x W_f + b [2 D]; logits = representation W + b. The phrases are read with a mask that
            is all zeros in the released code: every position is attended alike, padding too.
 
-Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. One thing is ours: masked pictures
-contribute nothing; the authors fed them as zero pictures.
+Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. A masked picture contributes nothing
+here. The authors fed zeros in its place; ``missing="zeros"`` of :class:`tmrjax.preprocessing.PictureSettings` does too.
 """
 
 from __future__ import annotations
