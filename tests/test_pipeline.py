@@ -10,12 +10,14 @@ from PIL import Image
 from transformers import BertTokenizerFast
 
 from tmrjax.examples import (
+    PHRASES,
     RELEASE_TAGS,
     RelationExample,
     TaggingExample,
     TextSettings,
     encode_relations,
     encode_tagging,
+    phrase_ids_of,
 )
 from tmrjax.feature_cache import FeatureCache
 from tmrjax.marking import MARKERS
@@ -120,6 +122,29 @@ def test_released_tags_stand_on_every_piece(tokenizer):
     [example] = encode_tagging(RECORDS[:1], tokenizer, LABELS, TextSettings(10, 3, piece_tags=True))
     tags = [RELEASE_TAGS[i] for i in example.tags]
     assert tags == ["[CLS]", "B-PER", "O", "O", "B-LOC", "X", "[SEP]"]
+
+
+def test_phrases_of_the_released_code_are_its_own(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "jordan", "Jordan", "har", "##bour", "at", "the"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+
+    def pieces(phrases, kind, limit):
+        settings = TextSettings(max_phrase_pieces=limit, phrases=kind)
+        ids, cut = phrase_ids_of(tokenizer, phrases, settings)
+        assert len(ids) <= settings.phrase_length
+        return " ".join(tokenizer.convert_ids_to_tokens(ids)), cut
+
+    phrases = ("Jordan", "the harbour at")
+    assert pieces(phrases, "pieces", 4) == ("[CLS] jordan the har ##bour [SEP]", 1)
+    assert pieces(phrases, "release_pieces", 3) == ("[CLS] jordan the har [SEP]", 2)
+    # Whole words, case and all; what is behind the sixth is cut, what is missing is padding that counts.
+    assert pieces(phrases, "release_words", 6) == ("Jordan the [UNK] at [PAD] [PAD]", 0)
+    assert pieces(("the at", "the at the at the"), "release_words", 6) == ("the at the at the at", 1)
+    without = [pieces((), kind, 3) for kind in PHRASES]
+    assert without == [("", 0), ("[CLS] [SEP]", 0), ("[UNK] [PAD] [PAD]", 0)]
+    with pytest.raises(ValueError, match=r"text\.phrases is 'words'"):
+        TextSettings(phrases="words")
 
 
 def brightest(pixels):
