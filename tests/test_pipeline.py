@@ -238,7 +238,7 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
     requests = picture_requests(RECORDS, root, prefixes)
     assert len(requests) == 2 + 1 + 3 + 1
     cache = FeatureCache.build(
-        tmp_path, requests, fake_resnet, weights_hash="w", size=8, resize=8, progress=False, batch_size=4
+        tmp_path, requests, fake_resnet, encoder_identity={}, size=8, resize=8, progress=False, batch_size=4
     )
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
     pixels = collator(PixelSource(root, prefixes, SMALL))(examples, 10)
