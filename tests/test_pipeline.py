@@ -172,7 +172,7 @@ def test_each_region_goes_to_its_own_place_and_each_picture_to_its_own(tokenizer
     prefixes = ("", "generated_")
     requests = picture_requests([record], tmp_path, prefixes)
     cache = FeatureCache.build(
-        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), weights_hash="w", size=8,
+        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), encoder_identity={}, size=8,
         resize=8, progress=False,
     )  # fmt: skip
     pixels = collator(PixelSource(tmp_path, prefixes, SMALL))(examples, 10)
