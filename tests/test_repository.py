@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.configs import mde, mner, mre
 from tmrjax import divergence, models, record_schema, release
 from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.files import parse_json
@@ -237,3 +238,23 @@ def test_the_example_of_a_data_set_runs(tmp_path, monkeypatch):
     dataset = read_dataset("data/mine")
     first = dataset.splits["train"][0]
     assert (first.head, first.tail, first.relation) == ((0, 1), (3, 4), "lives_in") and len(dataset.splits) == 3
+
+
+def test_every_config_and_key_that_is_named_is_there():
+    keys, names = set(), set()
+    for module in (mde, mner, mre):
+        for config_name in module.NAMES:
+            config = module.get_config(config_name)
+            keys |= {
+                *config.keys(),
+                *(f"{group}.{key}" for group in config for key in getattr(config[group], "keys", list)()),
+            }
+            names.add(f"{module.__name__.rsplit('.', 1)[1]}.py:{config_name}")
+    found = [(where, match.group(1)) for where, match, _ in lines_with(r"--config\.(\w+(?:\.\w+)?)\b", FILES)]
+    assert len(found) > 20
+    assert [f"{where}: {key}" for where, key in found if key not in keys and not where.startswith("tests/")] == []
+    called = [(where, match.group(1)) for where, match, _ in lines_with(r"configs/(m\w+\.py:\w+)", FILES)]
+    assert len(called) > 10
+    assert [
+        f"{where}: {config}" for where, config in called if config not in names and not where.startswith("tests/")
+    ] == []
