@@ -37,6 +37,7 @@ from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.records import NO_RELATION, Box, Dataset, DatasetInfo, Record, read_dataset
 
 GRID = 4  # steps per side into which boxes are rounded
+REGION_KINDS = ("regions", "generated regions")
 PHRASES, REGIONS = "leaky_phrases", "leaky_regions"  # the marks of `dataset.json`
 
 PREDICTED = {
@@ -162,6 +163,11 @@ class _Probe:
 NOTHING, TEXT = "nothing", "the post's words (no side input: to compare with)"
 
 
+def number_row(kind: str) -> str:
+    """What the row reads that tells labels from how many regions there are; kind: of REGION_KINDS."""
+    return f"number of {kind} (of the first {NUM_REGIONS})"
+
+
 def _probes(train: Sequence[Record]) -> list[_Probe]:
     probes = [
         _Probe("last phrase words that the post lacks", Lookup, foreign_suffix, mark=PHRASES),
@@ -170,10 +176,12 @@ def _probes(train: Sequence[Record]) -> list[_Probe]:
         _Probe("number of phrases", Lookup, number_of_phrases, against=TEXT, mark=PHRASES),
         _Probe("scores, in tenths", NaiveBayes, score_features(train), against=TEXT),
     ]
-    for generated, what in ((False, "regions"), (True, "generated regions")):
-        number = f"number of {what} (of the first {NUM_REGIONS})"
-        places = _Probe(f"places of {what}", NaiveBayes, places_of_regions(generated), against=number, mark=REGIONS)
-        probes += [_Probe(number, Lookup, number_of_regions(generated), mark=REGIONS), places]
+    for generated, what in enumerate(REGION_KINDS):
+        number = number_row(what)
+        places = _Probe(
+            f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=number, mark=REGIONS
+        )
+        probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
     return [
         *probes,
         _Probe("file names of pictures", NaiveBayes, file_name_parts),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -77,7 +77,7 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
-    report = running.evaluate_split(reader, step, variables, reader.encode(records), pictures, mesh, size)
+    report = running.evaluate_split(reader, step, variables, reader.encode(records, say=split), pictures, mesh, size)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
     print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
@@ -96,7 +96,6 @@ def evaluate(
 
 def main(_) -> None:
     """Flags in, table out."""
-    running.start()
     report = evaluate(
         Path(FLAGS.workdir),
         FLAGS.split,
@@ -112,4 +111,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    running.command(main)

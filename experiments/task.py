@@ -38,7 +38,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Flags in, report out."""
-    running.start()
     run(FLAGS.config, Path(FLAGS.workdir))
 
 
@@ -71,7 +70,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- input
     records = sample_fraction(dataset.splits["train"], config.data.fraction, config.seed)
-    examples, dev = reader.encode(records), reader.encode(dataset.splits["dev"])
+    examples = reader.training_rows(reader.encode(records, say="train"))
+    dev = reader.encode(dataset.splits["dev"], say="dev")
     used = [*records, *dataset.splits["dev"], *dataset.splits["test"]]
     pictures = running.picture_source(reader, dataset, used, variables, config.data)
     lengths = [len(example.pieces.input_ids) for example in examples]
@@ -129,7 +129,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "seed": config.seed,
         "best_epoch": outcome["best"]["epoch"],
         "dev": {name: outcome["best"][name] for name in ("precision", "recall", "f1")},
-        "test": evaluate(best, reader.encode(dataset.splits["test"])),
+        "test": evaluate(best, reader.encode(dataset.splits["test"], say="test")),
         "seconds_per_step": outcome["seconds_per_step"],
         "compile_seconds": outcome["compile_seconds"],
         "steps": outcome["steps"],

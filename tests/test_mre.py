@@ -19,7 +19,7 @@ from tmrjax.files import DataError
 from tmrjax.predict import Predictor, reader_from_meta
 from tmrjax.records import read_dataset, write_dataset
 from tmrjax.report import relation_report
-from tmrjax.tagging import split_words
+from tmrjax.word_splitting import split_words
 
 FULL = {**LONG, "batch_size": 16, "model.dropout": 0.0}
 
