@@ -3,7 +3,7 @@
 python -m benchmarks.divergence_pairs --pairs=PAIRS --vocabulary=BERT --out=runs/divergence_pairs [--set steps=2000]
 
 PAIRS holds flickr8k/ (strengthen), mvsa_single/ (complement), coco/ and mediaeval2016/ (out of the domain), each with
-images/, pairs.jsonl and index.tsv, and flickr8k/expert_scores.jsonl; its SOURCE.md names the shortcuts. Against them:
+images/, pairs.jsonl and index.tsv, and flickr8k/expert_scores.jsonl. Their style tells the sources apart; against that
 every picture goes straight to a square, whatever its aspect (many of Flickr8k's exist squashed only), and, unless
 --keep-style is given, @names, #, RT, URLs, final full stops and capitals are taken off all texts. weaken is a text with
 another picture of its own source (of another event in mediaeval2016). Flickr8k's 600 expert-scored pictures are never

@@ -1,7 +1,7 @@
 """Twitter text with a pretrained encoder, variant `text`: test F1 over seeds, and the time of a step beside PyTorch.
 
 python -m benchmarks.real_text --data=data/twitter2017 --encoder=BERT_DIR --out=runs/real_text [--seeds 0 1 2]
-python -m benchmarks.real_text --data=... --encoder=... --out=... --peer=torch_bert_crf.py --source=RELEASE/twitter2017
+python -m benchmarks.real_text --data=... --encoder=... --out=... --peer=YOUR_PROGRAM --source=RELEASE/twitter2017
 
 The first trains (5 epochs, batches of 16) and prints strict and lenient F1. The second lets our command and a PyTorch
 program (any that takes ENCODER DATA --epochs --max-steps and prints "step_s_median") train 60 steps in turns, as whole

@@ -164,7 +164,7 @@ def import_table(dataset: Dataset, tool: str) -> str:
     lines.append(
         f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
     )
-    return "\n".join([*lines, audit_table(audit(dataset))])
+    return "\n".join([*lines, audit_table(audit(dataset), dataset.info)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

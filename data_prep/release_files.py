@@ -43,24 +43,30 @@ def find_file(folder: Path, names: tuple[str, ...], option: str) -> Path:
     raise DataError(folder, f"none of {', '.join(names)}", "a folder of the release with one of them", option)
 
 
+def read_blocks(path: Path, white: bytes = b"") -> Iterator[list[tuple[int, bytes]]]:
+    """Runs of lines that empty lines part, each line with its number; bytes of `white` alone make an empty line too."""
+    block: list[tuple[int, bytes]] = []
+    for number, line in enumerate([*read_bytes(path).split(b"\n"), b""], start=1):
+        if line.strip(white) if white else line:
+            block.append((number, line))
+        elif block:
+            yield block
+            block = []
+
+
 def read_tweets(path: Path, tags: tuple[str, ...], renamed: dict[str, str], fault: Fault) -> Iterator[Tweet]:
     """Tweets of a file of blocks: `IMGID:<id>`, then `token<TAB>tag` lines, then an empty line.
 
     `renamed` maps a released tag to ours. A tweet with a fault is handed to `fault` (with its line and id) and left
     out.
     """
-    block: list[tuple[int, bytes]] = []
-    for number, line in enumerate([*read_bytes(path).split(b"\n"), b""], start=1):
-        if line:
-            block.append((number, line))
-        elif block:
-            try:
-                yield _tweet(path, block, tags, renamed)
-            except DataError as error:
-                first, head = block[0]
-                known = head.removeprefix(b"IMGID:").decode("utf-8", errors="replace")
-                fault(error, first, known if head.startswith(b"IMGID:") else None)
-            block = []
+    for block in read_blocks(path):
+        try:
+            yield _tweet(path, block, tags, renamed)
+        except DataError as error:
+            first, head = block[0]
+            known = head.removeprefix(b"IMGID:").decode("utf-8", errors="replace")
+            fault(error, first, known if head.startswith(b"IMGID:") else None)
 
 
 def _tweet(path: Path, block: list[tuple[int, bytes]], known: tuple[str, ...], renamed: dict[str, str]) -> Tweet:

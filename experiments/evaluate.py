@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -77,14 +77,18 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
-    report = running.evaluate_split(reader, step, variables, reader.encode(records), pictures, mesh, size)
+    report = running.evaluate_split(reader, step, variables, reader.encode(records, say=split), pictures, mesh, size)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
-    print(format_report(reader.task, report, title, dataset.info), flush=True)
+    print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
     return {
         "split": split,
         "subset": subset,
         "data": running.dataset_meta(dataset),
+        "labels_sha256": dict(dataset.info.labels_sha256),
+        "label_version": dataset.label_version,
+        "leaky_phrases": dataset.info.leaky_phrases,
+        "leaky_regions": dataset.info.leaky_regions,
         "devices": mesh.size,
         **report,
     }
@@ -92,7 +96,6 @@ def evaluate(
 
 def main(_) -> None:
     """Flags in, table out."""
-    running.start()
     report = evaluate(
         Path(FLAGS.workdir),
         FLAGS.split,
@@ -108,4 +111,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    running.command(main)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -67,7 +67,6 @@ def evaluate(
 
 def main(_) -> None:
     """Flags in, table out."""
-    running.start()
     report = evaluate(
         Path(FLAGS.workdir), FLAGS.splits, data=FLAGS.data, devices=FLAGS.devices, batch_size=FLAGS.batch_size
     )
@@ -77,4 +76,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    running.command(main)

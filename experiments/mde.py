@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
@@ -138,6 +138,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "dataset": corpus.info.name,
         "data": meta["dataset"],
         "leaky_phrases": False,
+        "leaky_regions": False,
         "seed": config.seed,
         "best_step": outcome["best"]["step"],
         "dev": {name: outcome["best"][name] for name in DEV_SCORES},
@@ -170,10 +171,9 @@ def show(report: dict[str, Any]) -> None:
 
 def main(_) -> None:
     """Flags in, report out."""
-    running.start()
     run(FLAGS.config, Path(FLAGS.workdir))
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    running.command(main)

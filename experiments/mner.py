@@ -6,12 +6,10 @@ python experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=r
 import sys
 from pathlib import Path
 
-from absl import app
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import task
+from experiments import running, task
 
 if __name__ == "__main__":
     task.define_flags()
-    app.run(task.main)
+    running.command(task.main)

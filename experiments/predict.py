@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +39,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Flags in, JSONL out."""
-    running.start()
     source = Path(FLAGS.input)
     lines = read_bytes(source).split(b"\n")
     posts = [parse_json(line, f"{source}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -59,4 +58,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir", "input", "output"])
-    app.run(main)
+    running.command(main)

@@ -1,16 +1,20 @@
-"""What the commands share: flags of a distributed run, workdirs, data of a reader, evaluation of a split."""
+"""What the commands share: how they start and fail, workdirs, data of a reader, evaluation of a split."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 from jax.sharding import Mesh
 
@@ -21,7 +25,10 @@ from tmrjax.pipeline import Example, PictureSource
 from tmrjax.reader import Reader
 from tmrjax.records import Dataset, Record
 
+logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
+# What bad input, bad settings and the machine raise; anything else is a fault of the program and keeps its traceback.
+EXPECTED_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
 
 
 def define_flags() -> None:
@@ -30,6 +37,71 @@ def define_flags() -> None:
     flags.DEFINE_integer("processes", None, "number of processes; empty where the cluster tells it")
     flags.DEFINE_integer("process", None, "index of this process; empty where the cluster tells it")
     flags.DEFINE_bool("distributed", False, "several processes, found by jax.distributed (SLURM, TPU, ...)")
+    flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    flags.DEFINE_bool("compile_cache", True, "keep compiled programs for the next run (--no-compile-cache: do not)")
+
+
+def command(main: Callable[[list[str]], Any]) -> None:
+    """Run ``main`` as the command that the user has called: flags, start, and one clear line for an error.
+
+    Exits with 1 for an error of the data, the config or the machine, with 2 for bad flags. ``--debug`` shows the
+    traceback. Flags may be written with dashes (``--on-error``) or underscores.
+    """
+    name, debug = Path(sys.argv[0]).stem, "--debug" in sys.argv
+
+    def fail(error: Exception, code: int) -> None:
+        if debug:
+            raise error
+        print(f"{name}: {one_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            rest = FLAGS([arguments[0], *map(with_underscores, arguments[1:])])
+            if rest[1:]:
+                raise flags.Error(f"{rest[1]!r} is no flag; a flag begins with --")
+            if "config" in FLAGS:
+                FLAGS.config.task  # noqa: B018 - a config file that is not there is told of on the first use
+            return rest
+        except Exception as error:  # absl's, or a config file's own: an unknown name, a misspelt key
+            fail(error, 2)
+
+    def guarded(arguments: list[str]) -> None:
+        try:
+            start()
+            main(arguments)
+        except EXPECTED_ERRORS as error:
+            fail(error, 1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error; its kind before it where the message alone would not say what happened."""
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps a KeyError
+        error = error.args[0]
+    if isinstance(error, AttributeError | KeyError) and error.args:  # of a config: the key, and which one may be meant
+        return "no key " + " ".join(str(error.args[0]).split())
+    text = str(error).strip()
+    if "Failed loading config file" in text:
+        return "the config file cannot be read: " + " ".join(text.partition("\n")[2].split())
+    if "Error whilst parsing config file" in text:  # ml_collections puts a traceback into the message
+        return text.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ValueError | CheckpointError | FloatingPointError | flags.Error) and len(text.split()) > 1:
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def with_underscores(argument: str) -> str:
+    """``--no-compile-cache`` as absl has it, ``--nocompile_cache``; keys of a config stay as they are."""
+    if not argument.startswith("--") or argument.startswith("--config"):
+        return argument
+    flag, equals, value = argument[2:].partition("=")
+    if flag.startswith("no-"):
+        flag = "no" + flag[3:]
+    return f"--{flag.replace('-', '_')}{equals}{value}"
 
 
 # mallopt's names for: keep large arrays in the heap, never give it back, grow it by 256 MiB, one arena for all threads.
@@ -57,8 +129,34 @@ def start() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
     logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every kind of accelerator that is not there
+    if FLAGS.compile_cache:
+        keep_compiled()
     if FLAGS.distributed or FLAGS.coordinator:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+
+
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles in the user's cache folder; a folder that is set already is kept.
+
+    Its name has the kind of processor: JAX's key lacks it, and homes are shared by unlike machines.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
+    except OSError:
+        processor = platform.processor()
+    kind = hashlib.sha256(processor.encode()).hexdigest()[:8]
+    folder = Path(home) / "tmrjax" / f"compiled-{platform.machine()}-{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled programs are not kept (%s); XDG_CACHE_HOME names another folder", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    logger.info("compiled programs are kept in %s (--no-compile-cache: not)", folder)
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -101,7 +199,9 @@ def dataset_meta(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": info.name,
         "files": dict(info.files),
+        "labels_sha256": dict(info.labels_sha256),
         "leaky_phrases": info.leaky_phrases,
+        "leaky_regions": info.leaky_regions,
         "renormalised_scores": info.renormalised_scores,
         "synthetic": info.synthetic,
         "skipped": len(dataset.skipped),

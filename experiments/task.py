@@ -38,7 +38,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Flags in, report out."""
-    running.start()
     run(FLAGS.config, Path(FLAGS.workdir))
 
 
@@ -71,7 +70,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- input
     records = sample_fraction(dataset.splits["train"], config.data.fraction, config.seed)
-    examples, dev = reader.encode(records), reader.encode(dataset.splits["dev"])
+    examples = reader.training_rows(reader.encode(records, say="train"))
+    dev = reader.encode(dataset.splits["dev"], say="dev")
     used = [*records, *dataset.splits["dev"], *dataset.splits["test"]]
     pictures = running.picture_source(reader, dataset, used, variables, config.data)
     lengths = [len(example.pieces.input_ids) for example in examples]
@@ -122,11 +122,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "ablation": ablation_name(model),
         "dataset": dataset.info.name,
         "data": meta["dataset"],
+        "labels_sha256": dict(dataset.info.labels_sha256),
+        "label_version": dataset.label_version,
         "leaky_phrases": dataset.info.leaky_phrases,
+        "leaky_regions": dataset.info.leaky_regions,
         "seed": config.seed,
         "best_epoch": outcome["best"]["epoch"],
         "dev": {name: outcome["best"][name] for name in ("precision", "recall", "f1")},
-        "test": evaluate(best, reader.encode(dataset.splits["test"])),
+        "test": evaluate(best, reader.encode(dataset.splits["test"], say="test")),
         "seconds_per_step": outcome["seconds_per_step"],
         "compile_seconds": outcome["compile_seconds"],
         "steps": outcome["steps"],
@@ -147,4 +150,4 @@ def show(report: dict[str, Any], dataset: Dataset) -> None:
         f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, seed {report['seed']} "
         f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
     )
-    print(format_report(report["task"], report["test"], title, dataset.info), flush=True)
+    print(format_report(report["task"], report["test"], title, dataset.info, dataset.label_version), flush=True)

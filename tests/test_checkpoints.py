@@ -1,6 +1,7 @@
 """Checkpoints: exact, self-contained, and unharmed by a save that fails."""
 
 import resource
+import shutil
 import signal
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tmrjax.checkpoints import BEST, CheckpointError, CheckpointStore, config_difference, load_best
+from tmrjax.checkpoints import BEST, CheckpointError, CheckpointStore, array_hashes, config_difference, load_best
 from tmrjax.sharding import make_mesh, replicate
 
 
@@ -94,3 +95,92 @@ def test_config_differences_are_named():
     assert config_difference(saved, {"a": 2, "b": {"c": [1, 2], "e": 3}}) == [
         "a: 1 → 2", "b.d: 3 → '(absent)'", "b.e: '(absent)' → 3",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with a best checkpoint, and what is in it."""
+    workdir = tmp_path_factory.mktemp("saved")
+    key = jax.random.key(0)
+    arrays = {"params": {"a": jax.random.normal(key, (30, 20)), "b": jnp.arange(5)}, "batch_stats": {"c": jnp.ones(3)}}
+    CheckpointStore(workdir / BEST).save(4, arrays, {"config": {"lr": 0.1, "name": "é"}, "tokenizer": "x" * 300})
+    return workdir, load_best(workdir)
+
+
+def damages(content: bytes, random) -> list[bytes | None]:
+    """A flip, zeros, a cut, no file."""
+    if not content:
+        return [None]
+    place = int(random.integers(len(content)))
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << int(random.integers(8))
+    end = min(len(content), place + 32)
+    return [bytes(flipped), content[:place] + bytes(end - place) + content[end:], content[:place], None]
+
+
+def test_a_damaged_file_is_one_clear_error_or_has_no_effect(saved, tmp_path):
+    """Every file of a checkpoint, damaged in four ways: no other weights, no other JSON, no error of another class."""
+    workdir, (variables, meta) = saved
+    random, outcomes = np.random.default_rng(0), {"same": 0, "error": 0}
+    files = sorted(path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
+    for file in files:
+        content = (workdir / file).read_bytes()
+        for number, damaged in enumerate(damages(content, random)):
+            copy = tmp_path / f"{len(outcomes)}-{number}-{random.integers(1 << 30)}"
+            shutil.copytree(workdir, copy)
+            (copy / file).unlink()
+            if damaged is not None:
+                (copy / file).write_bytes(damaged)
+            try:
+                found, found_meta = load_best(copy)
+            except CheckpointError as error:
+                assert str(copy / BEST) in str(error), error
+                outcomes["error"] += 1
+            else:
+                jax.tree.map(np.testing.assert_array_equal, found, variables)
+                assert found_meta == meta
+                outcomes["same"] += 1
+    assert len(files) > 5 and outcomes["error"] > 10, outcomes
+
+
+def test_changed_weights_and_changed_json_are_noticed(saved, tmp_path):
+    """Whole and readable, but other than what was saved: only the hashes can tell."""
+    workdir, (variables, meta) = saved
+    changed = jax.tree.map(np.array, variables)
+    changed["params"]["a"][3, 4] += 1
+    hashes = array_hashes(variables)
+    assert hashes.keys() == {"params/a", "params/b", "batch_stats/c"} and hashes != array_hashes(changed)
+    for file in workdir.rglob("*"):
+        if file.is_file() and b'"lr": 0.1' in file.read_bytes():
+            copy = tmp_path / "copy"
+            shutil.copytree(workdir, copy)
+            other = copy / file.relative_to(workdir)
+            other.write_bytes(file.read_bytes().replace(b'"lr": 0.1', b'"lr": 0.2'))
+            with pytest.raises(CheckpointError, match="its JSON does not have the hash"):
+                load_best(copy)
+            break
+    else:
+        pytest.fail("the JSON of the checkpoint was not found")
+    store = CheckpointStore(tmp_path / "changed" / BEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tmrjax.checkpoints.array_hashes", lambda _: hashes)
+        store.save(4, changed, meta)
+    with pytest.raises(CheckpointError, match=r"best/4: this checkpoint is damaged \(1 arrays are not .* params/a"):
+        load_best(tmp_path / "changed")
+    with pytest.raises(CheckpointError, match="params/a"):
+        store.restore(changed, make_mesh(1))
+    assert store.meta()["config"] == {"lr": 0.1, "name": "é"}
+
+
+def test_a_checkpoint_without_hashes_loads_with_a_warning(tmp_path, state, caplog, monkeypatch):
+    monkeypatch.setattr("tmrjax.checkpoints._sealed", lambda meta, _: {"format": 1, **meta})
+    CheckpointStore(tmp_path / BEST).save(1, {"params": {"a": state["params"]["a"]}}, {"x": 1})
+    variables, meta = load_best(tmp_path)
+    np.testing.assert_array_equal(variables["params"]["a"], state["params"]["a"])
+    assert meta["x"] == 1 and "without hashes" in caplog.text
+
+
+def test_a_step_that_is_not_complete_is_no_reason_to_start_anew(tmp_path):
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"checkpoints/7: this checkpoint is damaged"):
+        CheckpointStore(tmp_path / "checkpoints").meta()

@@ -1,6 +1,7 @@
 """Picture files to pixels: every kind of file that Pillow reads, damaged ones, and the geometry of crop and resize."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -12,7 +13,15 @@ from PIL import Image
 
 from tmrjax import images
 from tmrjax.files import DataError
-from tmrjax.images import IMAGE_MEAN, IMAGE_STD, PictureError, load_picture, picture_to_pixels, region_to_pixels
+from tmrjax.images import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PictureError,
+    decode_picture,
+    load_picture,
+    picture_to_pixels,
+    region_to_pixels,
+)
 
 
 def denormalised(pixels):
@@ -128,6 +137,73 @@ def test_what_cannot_be_read_is_named(tmp_path, name, data, message):
     with pytest.raises(PictureError, match=message) as caught:
         load_picture(path)
     assert str(caught.value).startswith(f"{path}: found ") and isinstance(caught.value, DataError)
+
+
+def eps_with_jpg_suffix(tmp_path):
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (100, 100), "red").save(path, "EPS")
+    return path
+
+
+def test_a_foreign_file_starts_no_interpreter(tmp_path, monkeypatch):
+    """Pillow runs `gs` for a file that is EPS, whatever its name is; a stand-in says whether it was called."""
+    stand_in = tmp_path / "bin" / "gs"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\necho called >> {tmp_path / 'called'}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked up anew
+    path = eps_with_jpg_suffix(tmp_path)
+    with pytest.raises(PictureError, match="no picture"):
+        load_picture(path)
+    with pytest.raises(PictureError, match="no picture"):
+        decode_picture(path.read_bytes(), "an EPS")
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "ICO", "SGI", "DDS"])
+def test_only_formats_of_the_list_are_decoded(tmp_path, kind):
+    with pytest.raises(PictureError, match="no picture; expected one of JPEG, PNG"):
+        load_picture(saved(tmp_path, Image.fromarray(QUARTERS), "a.png", format=kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_the_formats_of_the_list_are_decoded(tmp_path, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    loaded = load_picture(saved(tmp_path, Image.fromarray(QUARTERS), "a.bin", format=kind, **options))
+    assert np.abs(np.asarray(loaded, int) - QUARTERS).mean() < 6
+
+
+def test_a_pipe_as_picture_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="a pipe, a socket or a device"):
+        load_picture(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="NUL"):
+        load_picture("a\0.jpg")
+
+
+def test_a_picture_of_more_than_forty_million_pixels_is_not_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(8_000, 5_001))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(PictureError, match=r"8000 x 5001 pixels.*at most 40,000,000 pixels. Scale it down"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize(("values", "found"), [([0, 65_536], "from 0 to 65536"), ([-1, 65_535], "from -1 to 65535")])
+def test_greys_beyond_sixteen_bits_are_no_plain_white_or_black(tmp_path, values, found):
+    path = saved(tmp_path, Image.fromarray(np.array([values], np.int32)), "a.tiff")
+    with pytest.raises(PictureError, match=f"greys {found}; expected values in 0 to 65,535"):
+        load_picture(path)
+    Image.fromarray(np.array([[0, 65_535]], np.int32)).save(path)
+    assert np.asarray(load_picture(path))[0, :, 0].tolist() == [0, 255]
+
+
+def test_an_error_of_floating_point_pixels_is_said_once(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.ones((2, 2), np.float32)), "a.tiff")
+    with pytest.raises(PictureError) as caught:
+        load_picture(path)
+    assert str(caught.value).count("found") == 1 and "damaged" not in str(caught.value)
 
 
 def test_missing_and_folder(tmp_path):

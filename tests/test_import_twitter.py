@@ -271,7 +271,7 @@ def test_the_command(release):
     assert done.returncode == 1 and done.stderr.startswith(f"import_twitter: {release.source}: found none of train.txt")
 
 
-# SOURCE.md of the data: records, B- tags (PER LOC ORG MISC), orphans, without an entity, vanishing words, pictures
+# Counted with shell tools: records, B- tags (PER LOC ORG MISC), orphans, without an entity, vanishing words, pictures
 REAL = {
     "twitter2015": {
         "train": (4000, (2218, 2091, 928, 933), 182, 104, 0, 9),

@@ -74,9 +74,10 @@ def test_relation_scores_equal_sklearn_without_none(pairs):
 
 def test_a_relation_report_shows_marks_and_confusions():
     report = relation_report(["None", RELATIONS[1], RELATIONS[2]], [RELATIONS[1], RELATIONS[1], "None"], RELATIONS)
-    info = DatasetInfo("mnre", "re", RELATIONS, leaky_phrases=True)
-    lines = format_report("re", report, "title", info).splitlines()
-    assert lines[0] == "title" and lines[1].startswith("  ! LEAKY PHRASES")
+    info = DatasetInfo("mnre", "re", RELATIONS, leaky_phrases=True, leaky_regions=True)
+    lines = format_report("re", report, "title", info, "MNRE").splitlines()
+    assert lines[:2] == ["title", "  labels: MNRE"]
+    assert lines[2].startswith("  ! LEAKY PHRASES") and lines[3].startswith("  ! LEAKY REGIONS")
     [micro] = [line.split() for line in lines if line.startswith("  micro")]
     assert micro == ["micro", "50.00", "50.00", "50.00", "2"]
     assert "  1 x /per/per/peer taken for None" in lines

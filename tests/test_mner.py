@@ -247,6 +247,6 @@ def test_two_processes_learn_what_one_does(world, uninterrupted, tmp_path):
 
 
 def test_a_misspelt_key_is_refused(world, tmp_path):
-    output = finish(start(command(world, tmp_path / "run", "lr_encodr=1")), 1)
+    output = finish(start(command(world, tmp_path / "run", "lr_encodr=1")), 2)
     assert "lr_encodr" in output and "lr_encoder" in output
     assert not (tmp_path / "run").exists()

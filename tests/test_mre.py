@@ -13,12 +13,13 @@ from test_mner import LONG, SMALL
 from data_prep.make_demo import make_demo
 from experiments import evaluate, loop, task
 from experiments.configs.mre import get_config
+from tmrjax import label_versions
 from tmrjax.checkpoints import CheckpointError, load_best
 from tmrjax.files import DataError
 from tmrjax.predict import Predictor, reader_from_meta
 from tmrjax.records import read_dataset, write_dataset
 from tmrjax.report import relation_report
-from tmrjax.tagging import split_words
+from tmrjax.word_splitting import split_words
 
 FULL = {**LONG, "batch_size": 16, "model.dropout": 0.0}
 
@@ -206,15 +207,34 @@ def get_ner_config(world):
     return config
 
 
-def test_leaky_phrases_are_warned_of_and_marked(world, tmp_path, caplog, capsys):
+def test_leaks_are_warned_of_and_marked(world, tmp_path, caplog, capsys):
     dataset = read_dataset(world)
     bare = {"image": None, "generated": None, "regions": ()}
     splits = {split: [dataclasses.replace(r, **bare) for r in records] for split, records in dataset.splits.items()}
-    info = {"name": "leaky", "task": "re", "labels": dataset.info.labels, "leaky_phrases": True}
+    info = {"name": "leaky", "task": "re", "labels": dataset.info.labels, "leaky_phrases": True, "leaky_regions": True}
     write_dataset(tmp_path / "data", info, splits)
     for folder in ("text_encoder", "picture_encoder"):
         (tmp_path / "data" / folder).symlink_to(world / folder)
     config = small_config(tmp_path / "data", **{"model.variant": "text", "epochs": 1})
     report = task.run(config, tmp_path / "run")
-    assert report["leaky_phrases"] and report["data"]["leaky_phrases"]
-    assert "LEAKY PHRASES" in caplog.text and "! LEAKY PHRASES" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    again = evaluate.evaluate(tmp_path / "run", "dev", devices=1)
+    for found, mark in itertools.product((report, report["data"], again), ("leaky_phrases", "leaky_regions")):
+        assert found[mark] is True
+    for text in (table, capsys.readouterr().out):
+        assert "! LEAKY PHRASES" in text and "! LEAKY REGIONS" in text
+    assert "LEAKY PHRASES" in caplog.text and "LEAKY REGIONS" in caplog.text
+
+
+def test_the_version_of_the_labels_is_named(finished, world, monkeypatch, capsys):
+    """In a run's report and table, and in those of an evaluation."""
+    workdir, report = finished
+    hashes = read_dataset(world).info.labels_sha256
+    assert report["labels_sha256"] == report["data"]["labels_sha256"] == hashes and len(hashes) == 3
+    assert report["label_version"] == "unknown version" and report["leaky_regions"] is False
+    monkeypatch.setitem(label_versions.KNOWN, "the demo of this test", hashes)
+    again = evaluate.evaluate(workdir, "test", devices=1)
+    assert (again["labels_sha256"], again["label_version"]) == (hashes, "the demo of this test")
+    assert "\n  labels: the demo of this test\n" in capsys.readouterr().out
+    task.run(small_config(world, **FULL), workdir)
+    assert "\n  labels: the demo of this test\n" in capsys.readouterr().out

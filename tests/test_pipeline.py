@@ -18,6 +18,7 @@ from tmrjax.examples import (
     encode_relations,
     encode_tagging,
     phrase_ids_of,
+    say_what_is_lost,
 )
 from tmrjax.feature_cache import FeatureCache
 from tmrjax.marking import MARKERS
@@ -35,7 +36,7 @@ from tmrjax.records import Generated, Record
 from tmrjax.tagging import TagSet
 
 LABELS = TagSet(("PER", "LOC"))
-SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3)
+SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3, windows=False)
 SMALL = PictureSettings(size=8, resize=8)
 
 
@@ -113,7 +114,8 @@ def test_plans_refuse_what_does_not_fit():
 
 def test_cut_and_invisible_words_are_reported(tokenizer, caplog):
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    assert "4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
+    say_what_is_lost(examples, SETTINGS, "train")
+    assert "train: 4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
     assert examples[2].pieces.cut == [8, 9, 10, 11] and len(examples[2].tags) == 8
     assert examples[1].pieces.empty == [1] and examples[1].tags == LABELS.encode(["B-LOC", "O"])
 
@@ -170,7 +172,7 @@ def test_each_region_goes_to_its_own_place_and_each_picture_to_its_own(tokenizer
     prefixes = ("", "generated_")
     requests = picture_requests([record], tmp_path, prefixes)
     cache = FeatureCache.build(
-        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), weights_hash="w", size=8,
+        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), encoder_identity={}, size=8,
         resize=8, progress=False,
     )  # fmt: skip
     pixels = collator(PixelSource(tmp_path, prefixes, SMALL))(examples, 10)
@@ -238,7 +240,7 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
     requests = picture_requests(RECORDS, root, prefixes)
     assert len(requests) == 2 + 1 + 3 + 1
     cache = FeatureCache.build(
-        tmp_path, requests, fake_resnet, weights_hash="w", size=8, resize=8, progress=False, batch_size=4
+        tmp_path, requests, fake_resnet, encoder_identity={}, size=8, resize=8, progress=False, batch_size=4
     )
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
     pixels = collator(PixelSource(root, prefixes, SMALL))(examples, 10)

@@ -63,7 +63,6 @@ from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion, pool_
 from tmrjax.release import ReleaseRelationFusion, ReleaseTagFusion
 
 VARIANTS = ("paper", "release", "text")
-NUM_REGIONS = 3
 
 
 class CRFLayer(nn.Module):

@@ -18,8 +18,8 @@ from tmrjax.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.feature_cache import FeatureCache, PictureRequest
 from tmrjax.fusion import NEUTRAL_SCORES
 from tmrjax.images import load_picture
-from tmrjax.models import NUM_REGIONS
 from tmrjax.preprocessing import PictureSettings
+from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.records import Record
 
 Example = TaggingExample | RelationExample

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tmrjax.record_schema import DatasetInfo, Generated, Record, RecordChecker, Span
-from tmrjax.tagging import Word, join_words, split_words
+from tmrjax.word_splitting import Word, join_words, split_words
 
 POST_KEYS = (
     "id", "text", "tokens", "image", "regions", "phrases", "scores",

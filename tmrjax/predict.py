@@ -23,7 +23,8 @@ from tmrjax.record_schema import NO_RELATION, DatasetInfo, Record
 from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.sharding import make_mesh, replicate
 from tmrjax.tagger import Prediction, Tagger
-from tmrjax.tagging import Word, character_spans
+from tmrjax.tagging import character_spans
+from tmrjax.word_splitting import Word
 
 logger = logging.getLogger(__name__)
 

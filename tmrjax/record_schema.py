@@ -7,7 +7,8 @@ A line of ``train.jsonl`` of a NER set is one object with these keys; RE has the
      "tokens": ["Jordan", "at", "sea"],         the post's words, at least one
      "tags": ["B-PER", "O", "O"],               NER: one a token, IOB2 over the labels of dataset.json
      "head": [0, 1], "tail": [2, 3],            RE: half-open ranges of tokens
-     "relation": "/per/loc/place_of_residence", RE: one of the labels; "None" is the relation that stands for none
+     "relation": "/per/loc/place_of_residence",
+                                                RE: one of the labels; "None" is the relation that stands for none
      "image": "images/a.jpg",                   a path inside the data set's folder; null: the post has no picture
      "regions": [[0.1, 0.2, 0.5, 0.9]],         boxes (x1, y1, x2, y2) as fractions of the picture's width and height
      "grounding": [{"phrase": "sea", "score": 0.7}],
@@ -46,6 +47,7 @@ Span = tuple[int, int]
 TASKS = ("ner", "re")
 NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
+NUM_REGIONS = 3  # of a picture that a model reads (paper section 3.2): the first ones of a record
 SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 
@@ -105,8 +107,10 @@ class DatasetInfo:
     """What `dataset.json` says.
 
     `labels` are entity types in order (NER) or relations (RE). `stages` says of each stage its tool, version, options
-    and counts; `files` maps each JSONL file to its SHA-256. `leaky_phrases`: the phrases hold words that the text
-    does not have. `renormalised_scores`: weaken is unknown and stored as 0. `synthetic`: a generated world, not real
+    and counts; `files` maps each JSONL file to its SHA-256, `labels_sha256` each split to that of its labels
+    (:mod:`tmrjax.label_versions`); both are filled in by `write_dataset`. `leaky_phrases`: the phrases hold words that
+    the text does not have. `leaky_regions`: regions come from files that were made with the labels, so how many there
+    are tells them. `renormalised_scores`: weaken is unknown and stored as 0. `synthetic`: a generated world, not real
     posts.
     """
 
@@ -114,10 +118,12 @@ class DatasetInfo:
     task: str
     labels: tuple[str, ...]
     leaky_phrases: bool = False
+    leaky_regions: bool = False
     renormalised_scores: bool = False
     synthetic: bool = False
     stages: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    labels_sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def tag_set(self) -> tuple[str, ...]:

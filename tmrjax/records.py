@@ -3,6 +3,7 @@
 The paper's section 4.1 names the data (Twitter-2015, Twitter-2017, MNRE). A data set is a folder::
 
     dataset.json                         name, task, labels, how each stage was done, SHA-256 of every JSONL file
+                                         and of the labels of every split, marks (:class:`DatasetInfo`)
     train.jsonl  dev.jsonl  test.jsonl   one record per line (:mod:`tmrjax.record_schema`)
     images/  generated/                  the pictures the records name, by paths relative to the folder
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256, write_atomic
+from tmrjax.label_versions import hash_labels, label_version
 from tmrjax.record_schema import (
     DATASET_FILE,
     NO_RELATION,
@@ -74,6 +76,9 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.jsonl"
+MARKS = ("leaky_phrases", "leaky_regions", "renormalised_scores", "synthetic")  # true or false in `dataset.json`
+_LATER_KEYS = ("leaky_regions", "labels_sha256")  # that older data sets do not have
+_AGAIN = "Prepare the set again."
 _NEXT = ".next"  # of a file of the set that is being written
 
 
@@ -99,6 +104,11 @@ class Dataset:
     def path(self, relative: str) -> Path:
         """The file behind a path of a record."""
         return self.root / relative
+
+    @property
+    def label_version(self) -> str:
+        """The known version of the labels, see :func:`tmrjax.label_versions.label_version`."""
+        return label_version(self.info.labels_sha256, self.splits)
 
 
 # ------------------------------------------------------------------ one file
@@ -178,25 +188,40 @@ def read_info(root: str | os.PathLike) -> DatasetInfo:
 def _info_from_json(value: Any, where: str) -> DatasetInfo:
     check = RecordChecker(where)
     known = tuple(item.name for item in dataclasses.fields(DatasetInfo))
+    lacking = [key for key in _LATER_KEYS if isinstance(value, dict) and key not in value]
+    if lacking and value.keys() == set(known).difference(lacking):
+        check.fail(
+            f"no {' and '.join(map(repr, lacking))}: a data set that an older version prepared",
+            f"the keys {', '.join(known)}",
+            "Prepare it again with its importer or data_prep/make_demo.py; results of stages are in its journals.",
+        )
     check.keys(value, known, known, DATASET_FILE)
     labels = check.texts(value["labels"], "labels")
     if not labels or len(set(labels)) != len(labels):
         check.fail(f"the labels {list(labels)}", "at least one label, each once", "Correct 'labels'.")
-    for key in ("leaky_phrases", "renormalised_scores", "synthetic"):
+    for key in MARKS:
         if not isinstance(value[key], bool):
             check.fail(f"{value[key]!r} in {key!r}", "true or false", f"Correct {key!r}.")
-    for key in ("stages", "files"):
+    for key in ("stages", "files", "labels_sha256"):
         if not isinstance(value[key], dict):
             check.fail(f"{type(value[key]).__name__} in {key!r}", "a JSON object", f"Correct {key!r}.")
     return DatasetInfo(
         name=check.text(value["name"], "name"),
         task=check.member(value["task"], "task", TASKS),
         labels=labels,
-        **{key: value[key] for key in ("leaky_phrases", "renormalised_scores", "synthetic", "stages")},
+        **{key: value[key] for key in (*MARKS, "stages")},
         files={
             check.text(name, "files"): check.text(digest, f"files.{name}") for name, digest in value["files"].items()
         },
+        labels_sha256=_label_hashes(check, value),
     )
+
+
+def _label_hashes(check: RecordChecker, value: dict[str, Any]) -> dict[str, str]:
+    hashes, splits = value["labels_sha256"], {name.removesuffix(".jsonl") for name in value["files"]}
+    if hashes.keys() != splits:
+        check.fail(f"'labels_sha256' of {sorted(hashes)}", f"of the splits in 'files', {sorted(splits)}", _AGAIN)
+    return {split: check.text(digest, f"labels_sha256.{split}") for split, digest in hashes.items()}
 
 
 def read_dataset(
@@ -209,7 +234,9 @@ def read_dataset(
     """Reads a prepared data set and checks every rule of it.
 
     `splits` (default: all that `dataset.json` lists) chooses files. With `verify_hashes` a JSONL file whose SHA-256
-    is not the recorded one raises: it was edited after preparation. `on_error="skip"` drops bad records, counts them
+    is not the recorded one raises: it was edited after preparation; so do labels that are not those of
+    `labels_sha256`. What was read may be less than the file: `info.labels_sha256` of the result is of the records in
+    it. `on_error="skip"` drops bad records, counts them
     in `Dataset.skipped` and lists them in `skipped.jsonl`; `dataset.json`, a missing file and a wrong hash raise in
     any case. Ids are unique over all splits read.
     """
@@ -227,17 +254,26 @@ def read_dataset(
         )
     skipped: list[Skipped] = []
     seen: dict[str, str] = {}
-    records = {}
+    records, hashes = {}, dict(info.labels_sha256)
     for split in listed if splits is None else splits:
         path = root / f"{split}.jsonl"
         if verify_hashes:
             _verify_hash(path, info.files[path.name])
+        before = len(skipped)
         records[split] = tuple(read_records(path, info, on_error=on_error, skipped=skipped, seen=seen))
+        hashes[split] = hash_labels(records[split], info.task)
+        if verify_hashes and len(skipped) == before and hashes[split] != info.labels_sha256[split]:
+            raise DataError(
+                root / DATASET_FILE,
+                f"'labels_sha256' {info.labels_sha256[split][:12]}… of {split}",
+                f"{hashes[split][:12]}…, as {path.name} has it",
+                _AGAIN,
+            )
     report = root / SKIPPED_FILE
     if skipped or (on_error == "skip" and report.exists()):  # an old report must not outlive its cause
         write_atomic(report, jsonl_bytes(dataclasses.asdict(item) for item in skipped))
         logger.warning("%d records skipped, listed in %s", len(skipped), report)
-    return Dataset(root, info, records, tuple(skipped))
+    return Dataset(root, dataclasses.replace(info, labels_sha256=hashes), records, tuple(skipped))
 
 
 def _verify_hash(path: Path, recorded: str) -> None:
@@ -253,7 +289,8 @@ def _verify_hash(path: Path, recorded: str) -> None:
 
 
 def refresh_hashes(root: str | os.PathLike) -> Dataset:
-    """Accepts JSONL files edited by hand: checks every record, then writes their new SHA-256 into `dataset.json`."""
+    """Accepts JSONL files edited by hand: checks every record, then writes their new SHA-256, and that of their labels,
+    into `dataset.json`."""
     dataset = read_dataset(root, verify_hashes=False)
     files = {name: sha256(read_bytes(dataset.root / name)) for name in dataset.info.files}
     info = dataclasses.replace(dataset.info, files=files)
@@ -266,10 +303,10 @@ def write_dataset(
 ) -> DatasetInfo:
     """Writes `dataset.json` and one JSONL file per split; returns the info with the hashes filled in.
 
-    `info` is a :class:`DatasetInfo` or the keyword arguments of one; its `files` are replaced. The pictures must lie
-    in `root` already: every record is checked as the reader will check it. The set on disk is the old or the new one,
-    never a mix: the new files are laid beside the old ones, and from the moment their `dataset.json` lies there any
-    reader finishes what was interrupted. Raises :class:`DataError`.
+    `info` is a :class:`DatasetInfo` or the keyword arguments of one; its `files` and `labels_sha256` are replaced. The
+    pictures must lie in `root` already: every record is checked as the reader will check it. The set on disk is the old
+    or the new one, never a mix: the new files are laid beside the old ones, and from the moment their `dataset.json`
+    lies there any reader finishes what was interrupted. Raises :class:`DataError`.
     """
     root = Path(root)
     info = info if isinstance(info, DatasetInfo) else DatasetInfo(**info)
@@ -295,7 +332,11 @@ def write_dataset(
                 )
             seen[identifier] = where
         contents[name] = jsonl_bytes(objects)
-    info = dataclasses.replace(info, files={name: sha256(data) for name, data in contents.items()})
+    info = dataclasses.replace(
+        info,
+        files={name: sha256(data) for name, data in contents.items()},
+        labels_sha256={split: hash_labels(records, info.task) for split, records in splits.items()},
+    )
     _info_from_json(json.loads(_info_bytes(info)), str(root / DATASET_FILE))
     root.mkdir(parents=True, exist_ok=True)
     _finish_write(root)
@@ -385,7 +426,7 @@ def completeness_table(dataset: Dataset) -> str:
     """The counts of :func:`completeness` as text, one column per split, and what the data set says of itself."""
     info = dataset.info
     columns = {split: completeness(records, info.task) for split, records in dataset.splits.items()}
-    marks = [name for name in ("synthetic", "leaky_phrases", "renormalised_scores") if getattr(info, name)]
+    marks = [name for name in MARKS if getattr(info, name)]
     lines = [f"{info.name} ({info.task}: {', '.join(info.labels)})" + (f"  [{', '.join(marks)}]" if marks else "")]
     lines.append(f"{'':30s}" + "".join(f"{split:>9s}" for split in columns))
     for row in completeness((), info.task):

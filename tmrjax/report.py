@@ -69,15 +69,23 @@ def warnings_of(info: DatasetInfo) -> list[str]:
         marks.append("SYNTHETIC DATA: drawn pictures and generated posts; no figure here says anything about real ones")
     if info.leaky_phrases:
         marks.append("LEAKY PHRASES: the phrases hold words that are not in the text and tell labels")
+    if info.leaky_regions:
+        marks.append("LEAKY REGIONS: the regions were made with the labels; how many there are tells them")
     return marks
 
 
-def format_report(task: str, report: Mapping[str, Any], title: str, info: DatasetInfo) -> str:
-    """The table of :func:`entity_report` or :func:`relation_report` under a title and the data set's marks."""
+def format_report(
+    task: str, report: Mapping[str, Any], title: str, info: DatasetInfo, version: str | None = None
+) -> str:
+    """The table of :func:`entity_report` or :func:`relation_report` under a title and the data set's marks.
+
+    version: of the labels that it was scored against, see :func:`tmrjax.label_versions.label_version`.
+    """
     name, last_lines = {"ner": ("strict IOB2", _lenient_lines), "re": ("without None", _confusion_lines)}[task]
     labels = ["micro, lenient", name, *report["per_label"]]
     width = max(map(len, labels))
-    lines = [title, *(f"  ! {mark}" for mark in warnings_of(info))]
+    labels_line = [f"  labels: {version}"] if version else []
+    lines = [title, *labels_line, *(f"  ! {mark}" for mark in warnings_of(info))]
     lines.append(f"  {name:<{width}}  precision  recall      F1  support")
     for label, row in [*report["per_label"].items(), ("micro", report)]:
         values = f"{100 * row['precision']:9.2f} {100 * row['recall']:7.2f} {100 * row['f1']:7.2f} {row['support']:8d}"

@@ -16,7 +16,8 @@ from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, re
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
-from tmrjax.models import NUM_REGIONS, TMR, TMRForNER, TMRForRE
+from tmrjax.models import TMR, TMRForNER, TMRForRE
+from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.release import EXTENDED_SIZE
 
 RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name

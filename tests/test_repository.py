@@ -1,0 +1,260 @@
+"""What the repository says about itself and about the paper: no private codes, no missing files, right citations."""
+
+import ast
+import functools
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.configs import mde, mner, mre
+from tmrjax import divergence, models, record_schema, release
+from tmrjax.examples import RelationExample, TaggingExample, TextSettings
+from tmrjax.files import parse_json
+from tmrjax.pipeline import Collator, PixelSource
+from tmrjax.preprocessing import PictureSettings
+from tmrjax.records import DatasetInfo, read_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("tmrjax", "experiments", "data_prep", "benchmarks", "tests")
+SELF = Path(__file__).resolve()
+PYTHON = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path != SELF)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "data_prep").glob("*.md")), ROOT / "Makefile"]
+FILES = [*PYTHON, *PAGES]
+BESIDE_README = [path for path in FILES if path != ROOT / "README.md"]
+NAMES = {path.relative_to(ROOT).as_posix() for path in FILES} | {f"tests/{SELF.name}"}
+
+SECTIONS = {"1", "2", "3", "4", "5", "3.1", "3.2", "3.3", "3.4", "3.5", "4.1", "4.2", "4.3", "4.4"}
+# What each part of the house implements; 1 (the problem) may be cited anywhere.
+SECTIONS_OF = {
+    r"tmrjax/(encoders/(bert|resnet|pictures)|examples)\.py": {"3.2"},
+    r"tmrjax/encoders/(vilt|__init__)\.py": {"3.2", "3.4"},
+    r"tmrjax/(models|fusion|attention)\.py": {"3.2", "3.4", "3.5"},
+    r"tmrjax/(divergence.*|contrastive|estimator|corpus|pair_.*)\.py": {"3.4"},
+    r"tmrjax/(marking|crf)\.py": {"3.5"},
+    r"tmrjax/tagging\.py": {"3.5", "4.1"},
+    r"tmrjax/(metrics|records)\.py": {"4.1"},
+    r"tmrjax/(train|images|feature_cache)\.py": set(),
+    r"tmrjax/record_schema\.py": {"3.2", "3.3", "3.4"},
+    r"experiments/configs/mde\.py": {"3.4"},
+    r"experiments/configs/(mner|mre)\.py": {"4.1"},
+    r"data_prep/(import.*|release_files)\.py": {"4.1"},
+    r"data_prep/(extract_phrases|noun_phrases|constituency)\.py": {"3.2"},
+    r"data_prep/(ground_regions|saliency|detectors|region_files)\.py": {"3.2"},
+    r"data_prep/(back_translate|diffusion.*|make_tiny_diffusion|demo_drawer)\.py": {"3.3"},
+    r"data_prep/(build_divergence_corpus|corpus_.*|demo_pairs|score_divergence|contact_sheet|demo_world)\.py": {"3.4"},
+    r"data_prep/stages\.py": {"3.2", "3.4"},
+}
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def lines_with(pattern, paths):
+    """(file:line, match, the line with its neighbours) of each hit."""
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines):
+            for match in re.finditer(pattern, line):
+                yield f"{name(path)}:{number + 1}", match, " ".join(lines[max(0, number - 1) : number + 2])
+
+
+def test_there_is_something_to_read():
+    assert len(PYTHON) > 100
+    assert {"README.md", "CONTRIBUTING.md", "data_prep/README.md", "Makefile"} <= NAMES
+
+
+def test_no_code_that_only_a_private_page_explains():
+    private = r"\b[PR](?:[1-9]|1[01])\b|\bDESIGN\b|/work/"
+    assert [f"{where}: {match.group()}" for where, match, _ in lines_with(private, BESIDE_README)] == []
+
+
+def test_every_file_that_is_named_is_there():
+    """A name of a .py or .md file is one of the repository's, by its whole path or by its end."""
+    ends = {"/".join(parts[i:]) for file in NAMES for parts in [file.split("/")] for i in range(len(parts))}
+    pattern = r"(?<![\w./{}*<>-])[\w./-]*\w\.(?:py|md)\b"
+    found = [(where, match.group()) for where, match, _ in lines_with(pattern, FILES)]
+    assert len(found) > 100
+    # A test may run what is missing on purpose, which it calls so.
+    assert [f"{where}: {file}" for where, file in found if file not in ends and "absent" not in file] == []
+
+
+@functools.cache
+def defined(path):
+    """The names that a module defines or imports, and those that its classes define."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top, members = {"__version__"}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            top |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            (top if node in tree.body else members).add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+            (top if node in tree.body else members).update(names)
+    return top, members
+
+
+def resolves(dotted):
+    """Whether package.module.Name.member is there; members of a class are not looked up."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        module = ROOT.joinpath(*parts[:count])
+        file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+        if file.is_file():
+            return count == len(parts) or parts[count] in defined(file)[0]
+        if module.is_dir():
+            return count == len(parts)
+    return False
+
+
+def test_every_module_and_name_that_is_referred_to_is_there():
+    dotted = r"(?<![\w./\"'-])(?:tmrjax|data_prep|experiments|benchmarks)(?:\.[A-Za-z_]\w*)+"
+    found = [(where, match.group()) for where, match, _ in lines_with(dotted, FILES) if "NAME" not in match.group()]
+    assert len(found) > 100
+    assert [f"{where}: {target}" for where, target in found if not resolves(target)] == []
+    # Members of classes may be inherited, and a class that is raised may be another module's.
+    members = set().union(*(defined(path)[1] for path in PYTHON))
+    top = set().union(*(defined(path)[0] for path in PYTHON))
+    missing = []
+    for where, match, _ in lines_with(r":(class|func|meth|data|attr):`([A-Za-z_][\w.]*)`", PYTHON):
+        role, target = match.groups()
+        first, *rest = target.split(".")
+        elsewhere = {"meth": members, "class": top}.get(role, set())
+        here = set().union(*defined(ROOT / where.rsplit(":", 1)[0]), elsewhere)
+        there = resolves(target) if first in PACKAGES else first in here and members >= set(rest)
+        if not there:
+            missing.append(f"{where}: {target}")
+    assert missing == []
+
+
+def sections(paths):
+    number = r"(\d(?:\.\d)?)(?!\d|\.\d)"
+    for pattern in (rf"§ ?{number}", rf"[Ss]ections? {number}", rf"[Ss]ections [\d.]+ (?:and|to) {number}"):
+        for where, match, _ in lines_with(pattern, paths):
+            yield where, match.group(1)
+
+
+def test_sections_are_the_papers():
+    found = list(sections(FILES))
+    assert len(found) > 40
+    assert [f"{where}: {section}" for where, section in found if section not in SECTIONS] == []
+    wrong = []
+    for where, section in found:
+        for pattern, allowed in SECTIONS_OF.items():
+            if re.fullmatch(pattern, where.rsplit(":", 1)[0]) and section not in {"1", *allowed}:
+                wrong.append(f"{where}: {section}, expected one of {sorted(allowed)}")
+    assert wrong == []
+
+
+def test_equations_tables_and_figures_are_the_papers():
+    wrong = [where for where, match, _ in lines_with(r"Eqs?\. ?(\d+)", FILES) if not 1 <= int(match.group(1)) <= 11]
+    wrong += [where for where, _, near in lines_with(r"Eqs?\. ?5\b", FILES) if "L_self" not in near]
+    wrong += [where for where, _, near in lines_with(r"Table (?!1\b)\d", FILES) if re.search("[Aa]blation", near)]
+    figures = lines_with(r"76\.36|88\.64", BESIDE_README)
+    wrong += [where for where, _, near in figures if "released README" not in near]
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("no_pictures")
+
+
+def batch_keys():
+    """Name → shape in letters, as the docstring of tmrjax.models lists them."""
+    keys = {}
+    for line in models.__doc__.split("The batch\n")[1].splitlines():
+        if match := re.match(r"    ([a-z_, ]+?) +(\[[^\]]*\])", line):
+            keys |= dict.fromkeys(match.group(1).split(", "), match.group(2))
+    return keys
+
+
+@pytest.mark.parametrize("kind", [TaggingExample, RelationExample])
+def test_the_batch_keys_are_written_down(kind, root):
+    keys = batch_keys()
+    source = PixelSource(root, ("", "generated_"), PictureSettings(size=8, resize=8))
+    collator = Collator(kind, TextSettings(max_pieces=10, max_phrase_pieces=3), source)
+    sizes = {"B": 2, "T": 10, "W": 8, "P": 5, "S": 8, "3": 3}
+    batch = collator([None, None], sizes["T"])
+    for key, value in batch.items():
+        letters = keys[key.removeprefix("generated_")].strip("[]").split(", ")
+        assert value.shape == tuple(sizes[letter] for letter in letters), key
+    needed = {"ner": {"word_starts", "word_mask", "tags"}, "re": {"head_start", "tail_start", "relation"}}
+    other = needed["re" if kind is TaggingExample else "ner"]
+    assert set(keys) - set(batch) == other | {"image_features", "region_features"}
+
+
+def test_the_estimators_batch_keys_are_written_down():
+    keys = ("input_ids", "attention_mask", "pixel_values", "pixel_mask", "labels", "sources", "row_mask")
+    assert all(f"``{key}``" in divergence.__doc__ for key in keys)
+
+
+@pytest.mark.parametrize("task", ["ner", "re"])
+def test_the_record_format_is_written_down(task):
+    """The object in the docstring of tmrjax.record_schema, without its remarks, is a record with every key there is."""
+    text = record_schema.__doc__.split("::\n\n", 1)[1].split("\n\n", 1)[0]
+    columns = [re.split(" {2,}|(?<=,) (?=[a-z])", line.strip(), maxsplit=1)[0] for line in text.splitlines()]
+    json_lines = [column for column in columns if column.startswith(('{"', '"'))]
+    value = parse_json("\n".join(json_lines).encode(), "docstring")
+    labels = {"ner": ("tags",), "re": ("head", "tail", "relation")}
+    known = {*record_schema._SHARED_KEYS, record_schema._GROUNDING, *labels["ner"], *labels["re"]}
+    assert set(value) == known
+    assert set(value["generated"]) == set(record_schema._GENERATED_KEYS)
+    own = {key: value[key] for key in value if key not in labels["re" if task == "ner" else "ner"]}
+    info = DatasetInfo("example", task, ("PER",) if task == "ner" else ("None", value["relation"]))
+    record = record_schema.record_from_json(own, info, where="docstring")
+    assert record_schema.record_to_json(record, task) == own
+
+
+def test_the_released_formulas_name_the_sizes_of_the_code():
+    assert f"(max_seq, {release.EXTENDED_SIZE})" in release.__doc__
+    assert str(release.COMBINED_SIZE) in release.__doc__
+    tags = re.sub(r"\s+", " ", release.__doc__)
+    assert "PAD 0, O 1" in tags
+    assert np.all([label in tags for label in ("MISC", "PER", "ORG", "LOC", "X 10", "[CLS] 11", "[SEP] 12")])
+
+
+def test_the_map_of_the_house_names_every_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = [path for path in PYTHON if path.parts[-2] in ("tmrjax", "data_prep") and path.stem != "__init__"]
+    assert len(modules) > 60
+    assert [name(path) for path in modules if not re.search(rf"`(?:\w+/)?{path.name}`", page)] == []
+
+
+def test_the_example_of_a_data_set_runs(tmp_path, monkeypatch):
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(re.search(r" *```python\n(.*?)```", page, re.DOTALL).group(1))
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "data/mine/images/1.jpg"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(picture)
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {})
+    dataset = read_dataset("data/mine")
+    first = dataset.splits["train"][0]
+    assert (first.head, first.tail, first.relation) == ((0, 1), (3, 4), "lives_in") and len(dataset.splits) == 3
+
+
+def test_every_config_and_key_that_is_named_is_there():
+    keys, names = set(), set()
+    for module in (mde, mner, mre):
+        for config_name in module.NAMES:
+            config = module.get_config(config_name)
+            keys |= {
+                *config.keys(),
+                *(f"{group}.{key}" for group in config for key in getattr(config[group], "keys", list)()),
+            }
+            names.add(f"{module.__name__.rsplit('.', 1)[1]}.py:{config_name}")
+    found = [(where, match.group(1)) for where, match, _ in lines_with(r"--config\.(\w+(?:\.\w+)?)\b", FILES)]
+    assert len(found) > 20
+    assert [f"{where}: {key}" for where, key in found if key not in keys and not where.startswith("tests/")] == []
+    called = [(where, match.group(1)) for where, match, _ in lines_with(r"configs/(m\w+\.py:\w+)", FILES)]
+    assert len(called) > 10
+    assert [
+        f"{where}: {config}" for where, config in called if config not in names and not where.startswith("tests/")
+    ] == []
