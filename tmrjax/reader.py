@@ -162,6 +162,20 @@ class Reader:
             )
         return PixelSource(root, self.model.prefixes, self.pictures)
 
+    def picture_maps(self) -> Callable[[Mapping[str, Any], Any], jax.Array]:
+        """The compiled ResNet: its variables, pixels [N, size, size, 3] -> maps [N, patches, C] in float32.
+
+        The variables are an argument. Weights that a function closes over would be written into its program.
+        """
+        module = ResNetEncoder(self.model.resnet, self.model.dtype)
+
+        @jax.jit
+        def encode(variables, pixels):
+            maps, _ = module.apply(variables, pixels, train=False)
+            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
+
+        return encode
+
     def features(
         self,
         root: Path,
@@ -181,22 +195,21 @@ class Reader:
                 "data.feature_cache=False"
             )
         resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in ("params", "batch_stats")}
-        module = ResNetEncoder(self.model.resnet, self.model.dtype)
-
-        @jax.jit
-        def encode(pixels):
-            maps, _ = module.apply(resnet, pixels, train=False)
-            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
-
+        encode = self.picture_maps()
         cache = FeatureCache.build(
             directory,
             picture_requests(records, root, self.model.prefixes),
-            lambda pixels: np.asarray(encode(pixels)),
-            weights_hash=tree_hash(resnet),
+            lambda pixels: np.asarray(encode(resnet, pixels)),
+            encoder_identity={
+                "weights": tree_hash(resnet),
+                "config": self.model.resnet.to_dict(),
+                "dtype": jnp.dtype(self.model.dtype).name,
+            },
             size=self.pictures.size,
             resize=self.pictures.resize,
             dtype=dtype,
             progress=progress,
+            shard=jax.process_index(),
         )
         return FeatureSource(root, self.model.prefixes, cache)
 
