@@ -9,8 +9,8 @@ and regions): the phrase files end in the entities' types wherever there is a re
 a third entry for nearly every relation and for no ``None``. `dataset.json` has a mark for each, `leaky_phrases` and
 `leaky_regions`; the verdict says which of them a set should carry, and warns where it does not.
 
-What the post's own text tells is no leak: words of the phrases and the number of phrases are held against the bag of
-the post's words as well as against the majority class.
+What the post's own text tells is no leak: words of the phrases, the number of phrases and scores, which an estimator
+made from text and picture, are held against the bag of the post's words as well as against the majority class.
 
 What is predicted: the relation of a post (RE, none for ``None``) or the set of its entity types (NER), and beside it
 whether there is anything at all, a relation or an entity.
@@ -37,6 +37,7 @@ from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.records import NO_RELATION, Box, Dataset, DatasetInfo, Record, read_dataset
 
 GRID = 4  # steps per side into which boxes are rounded
+REGION_KINDS = ("regions", "generated regions")
 PHRASES, REGIONS = "leaky_phrases", "leaky_regions"  # the marks of `dataset.json`
 
 PREDICTED = {
@@ -162,18 +163,25 @@ class _Probe:
 NOTHING, TEXT = "nothing", "the post's words (no side input: to compare with)"
 
 
+def number_row(kind: str) -> str:
+    """What the row reads that tells labels from how many regions there are; kind: of REGION_KINDS."""
+    return f"number of {kind} (of the first {NUM_REGIONS})"
+
+
 def _probes(train: Sequence[Record]) -> list[_Probe]:
     probes = [
         _Probe("last phrase words that the post lacks", Lookup, foreign_suffix, mark=PHRASES),
         _Probe("phrase words that the post lacks", NaiveBayes, foreign_words, mark=PHRASES),
         _Probe("phrase words", NaiveBayes, phrase_words, against=TEXT, mark=PHRASES),
         _Probe("number of phrases", Lookup, number_of_phrases, against=TEXT, mark=PHRASES),
-        _Probe("scores, in tenths", NaiveBayes, score_features(train)),
+        _Probe("scores, in tenths", NaiveBayes, score_features(train), against=TEXT),
     ]
-    for generated, what in ((False, "regions"), (True, "generated regions")):
-        number = f"number of {what} (of the first {NUM_REGIONS})"
-        places = _Probe(f"places of {what}", NaiveBayes, places_of_regions(generated), against=number, mark=REGIONS)
-        probes += [_Probe(number, Lookup, number_of_regions(generated), mark=REGIONS), places]
+    for generated, what in enumerate(REGION_KINDS):
+        number = number_row(what)
+        places = _Probe(
+            f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=number, mark=REGIONS
+        )
+        probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
     return [
         *probes,
         _Probe("file names of pictures", NaiveBayes, file_name_parts),
@@ -187,7 +195,7 @@ def audit(dataset: Dataset, *, margin: float = MARGIN) -> list[AuditRow]:
     A predictor "leaks" where it is above the majority class, and above what it is held against, by more than ``margin``
     and by more than chance (:func:`data_prep.leak_predictors.above`): in micro-F1 and accuracy of labels, or in the
     accuracy of "is there any relation (entity)". Held against something else are what the text tells as well (words and
-    number of phrases: the bag of the post's words) and the places of regions (their number).
+    number of phrases, scores: the bag of the post's words) and the places of regions (their number).
     """
     train = dataset.splits.get("train", ())
     held_out = dataset.splits.get("test") or dataset.splits.get("dev") or ()
