@@ -121,7 +121,8 @@ class GrainFusion(nn.Module):
 class TextFusion(nn.Module):
     """Eq. 7: Ḡ = LayerNorm(T^w + MultiHead(Q = T^w, K = V = [G*; G'*])).
 
-    A picture that is not there is masked out of the keys; without any, Ḡ = LayerNorm(T^w).
+    A picture that is not there is masked out of the keys; without any, Ḡ = LayerNorm(T^w). With one picture ("w/o BT")
+    the softmax over one key is 1, and every word is given the same vector. ``dropout`` acts on what is added to T^w.
     """
 
     num_heads: int
