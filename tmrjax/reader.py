@@ -86,6 +86,10 @@ class Reader:
         """Scores of predictions against the records' labels."""
         raise NotImplementedError
 
+    def prediction_rows(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """One JSON object a post for comparisons: id, tokens, gold, predicted and its probability."""
+        raise NotImplementedError
+
     def _decode(self, output: Any, rows: Mapping[int, Example], *, probabilities: bool) -> dict[int, Any]:
         """Predictions of the rows of one batch from the step's output."""
         raise NotImplementedError
@@ -197,6 +201,7 @@ class Reader:
         mesh: Mesh,
         *,
         batch_size: int,
+        num_threads: int = 2,
         probabilities: bool = False,
         progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
     ) -> list[Any]:
@@ -209,7 +214,7 @@ class Reader:
         plan = BatchPlan([len(example.pieces.input_ids) for example in examples], self.buckets, batch_size)
         batches = Batches(examples, plan, self.collator(pictures), jax.process_index(), jax.process_count())
         results: list[Any] = [None] * len(examples)
-        for indices, batch in progress(batches.iterate(), len(batches)):
+        for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             output = step(variables, shard_batch(batch, mesh))
             rows = {row: examples[index] for row, index in enumerate(indices) if index >= 0}
             for row, prediction in self._decode(output, rows, probabilities=probabilities).items():

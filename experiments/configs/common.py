@@ -16,7 +16,7 @@ def base_config(task: str, name: str) -> ConfigDict:
                 "on_error": "raise",
                 "max_pieces": 80,  # n and m of the paper
                 "max_phrase_pieces": 4,
-                "buckets": (24, 32, 40, 56, 80),
+                "buckets": (),  # lengths that batches are padded to, below max_pieces; empty: settings.LADDER
                 "picture_size": 224,
                 "picture_resize": 256,
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures
