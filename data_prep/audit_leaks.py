@@ -1,55 +1,67 @@
-"""How much of the labels can be read from side inputs alone: phrases, scores, boxes, file names, what is missing.
+"""How much of the labels can be read from side inputs alone: phrases, scores, regions, file names, what is missing.
 
-    python data_prep/audit_leaks.py DATASET
+    python data_prep/audit_leaks.py DATASET        # or the folder of a divergence corpus: data_prep/audit_corpus.py
 
 A side input is to say what a picture shows, not what the annotators wrote. Simple predictors that never see the text
-are trained on train and scored on test; where one is far above the majority class, the labels leak. (The phrase files
-released with TMR, paper section 3.2, end in the entities' types wherever there is a relation: reading these endings
-alone gives 86.6 micro-F1.) Words of the phrases that are the post's own are no leak: the text has them too, so the bag
-of phrase words is held against the bag of the post's words.
+are trained on train and scored on test, on what a model would see: the first NUM_REGIONS regions of a picture. Where
+one is far above the majority class, the labels leak. MNRE's released files leak twice (paper section 3.2 has phrases
+and regions): the phrase files end in the entities' types wherever there is a relation, and the crop and box files hold
+a third entry for nearly every relation and for no ``None``. `dataset.json` has a mark for each, `leaky_phrases` and
+`leaky_regions`; the verdict says which of them a set should carry, and warns where it does not.
 
-The label of a post is its relation (RE, none for `None`) or the set of its entity types (NER); micro-F1 counts these.
+What the post's own text tells is no leak: words of the phrases, the number of phrases and scores, which an estimator
+made from text and picture, are held against the bag of the post's words as well as against the majority class.
+
+What is predicted: the relation of a post (RE, none for ``None``) or the set of its entity types (NER), and beside it
+whether there is anything at all, a relation or an entity.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scipy.stats import binomtest
-
+from data_prep import leak_predictors
+from data_prep.leak_predictors import MARGIN, Features, Label, Lookup, NaiveBayes, Trial, quantile, quantile_edges
+from tmrjax.corpus import CORPUS_FILE
 from tmrjax.files import DataError
-from tmrjax.metrics import Score
-from tmrjax.records import NO_RELATION, Box, Dataset, Record, read_dataset
+from tmrjax.record_schema import NUM_REGIONS
+from tmrjax.records import NO_RELATION, Box, Dataset, DatasetInfo, Record, read_dataset
 
-MARGIN = 0.05  # of micro-F1 and of accuracy above the baseline, from which on a side input is said to tell labels
-CHANCE = 0.01  # of the sign test: the probability that a predictor without knowledge wins so often
-SMOOTHING = 0.5  # of naive Bayes, added to every count
-QUANTILES = 10  # into which a score is cut
 GRID = 4  # steps per side into which boxes are rounded
+REGION_KINDS = ("regions", "generated regions")
+PHRASES, REGIONS = "leaky_phrases", "leaky_regions"  # the marks of `dataset.json`
 
-Label = frozenset[str]
-Features = tuple[Hashable, ...]
+PREDICTED = {
+    "ner": "the set of entity types in a post. micro-F1 counts types, so 'nothing', which always answers the most"
+    " frequent set, can score high; accuracy counts sets that are right as a whole; any: is there an entity?",
+    "re": "the relation of a post. micro-F1 leaves None out, so 'nothing', which always answers the most frequent"
+    " relation, scores 0 where that is None; accuracy counts None too; any: is there a relation?",
+}
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One predictor: what it reads, its scores on test, and whether they say "leak"."""
+    """One predictor: what it reads, its scores on test, and whether they say "leak".
+
+    f1, accuracy: of labels. any: accuracy of "is there anything". mark: of `dataset.json`, for what it reads.
+    """
 
     predictor: str
     reads: str
     f1: float
     accuracy: float
     leak: bool
+    any: float = 0.0
+    mark: str | None = None
 
 
 # ------------------------------------------------------------------ what predictors read
@@ -87,15 +99,24 @@ def foreign_suffix(record: Record) -> Features:
     return (tuple(suffix),)
 
 
-def box_features(record: Record) -> Features:
-    """How many boxes there are, and where, in quarters of the picture."""
+def number_of_phrases(record: Record) -> Features:
+    """How many phrases there are."""
+    return (len(record.phrases),)
 
-    def rounded(boxes: Sequence[Box]) -> Features:
-        return tuple(tuple(round(side * GRID) for side in box) for box in boxes)
 
-    generated = record.generated.regions if record.generated else ()
-    counts = ("boxes", len(record.regions)), ("generated boxes", len(generated))
-    return (*counts, *rounded(record.regions), *(("generated", box) for box in rounded(generated)))
+def _boxes(record: Record, generated: bool) -> Sequence[Box]:
+    regions = (record.generated.regions if record.generated else ()) if generated else record.regions
+    return regions[:NUM_REGIONS]
+
+
+def number_of_regions(generated: bool) -> Callable[[Record], Features]:
+    """How many regions a model sees of the post's own picture, or of the generated one; 0 where it is missing."""
+    return lambda record: (len(_boxes(record, generated)),)
+
+
+def places_of_regions(generated: bool) -> Callable[[Record], Features]:
+    """Where these regions are, in quarters of the picture; held against their number, which it tells too."""
+    return lambda record: tuple(tuple(round(side * GRID) for side in box) for box in _boxes(record, generated))
 
 
 def file_name_parts(record: Record) -> Features:
@@ -105,9 +126,9 @@ def file_name_parts(record: Record) -> Features:
 
 
 def missing_parts(record: Record) -> Features:
-    """Which side inputs are there, and how many phrases."""
-    there = record.image, record.generated, record.scores, record.generated_scores
-    return (*((name, value is not None) for name, value in enumerate(there)), ("phrases", len(record.phrases)))
+    """Which of the pictures and scores are there; regions and phrases are counted in rows of their own."""
+    parts = record.image, record.generated, record.scores, record.generated_scores
+    return (tuple(value is not None for value in parts),)
 
 
 def score_features(train: Sequence[Record]) -> Callable[[Record], Features]:
@@ -121,150 +142,150 @@ def score_features(train: Sequence[Record]) -> Callable[[Record], Features]:
     for record in train:
         for name, value in values(record):
             seen[name].append(value)
-    edges = {
-        name: [sorted(found)[len(found) * i // QUANTILES] for i in range(QUANTILES)] for name, found in seen.items()
-    }
-
-    def features(record: Record) -> Features:
-        return tuple((name, sum(value >= edge for edge in edges.get(name, ()))) for name, value in values(record))
-
-    return features
+    edges = {name: quantile_edges(found) for name, found in seen.items()}
+    return lambda record: tuple((name, quantile(value, edges.get(name, ()))) for name, value in values(record))
 
 
-# ------------------------------------------------------------------ predictors
-
-
-class NaiveBayes:
-    """Multinomial naive Bayes over whole labels, with features that train does not have left out."""
-
-    def __init__(self, features: Sequence[Features], labels: Sequence[Label]):
-        self._prior = Counter(labels)
-        self._counts: dict[Label, Counter] = {label: Counter() for label in self._prior}
-        for found, label in zip(features, labels, strict=True):
-            self._counts[label].update(found)
-        self._known = set().union(*self._counts.values())
-        self._totals = {
-            label: math.log(counts.total() + SMOOTHING * max(len(self._known), 1))
-            for label, counts in self._counts.items()
-        }
-
-    def __call__(self, features: Features) -> Label:
-        """The most probable label; of equals the more frequent one, then the last by name."""
-        known = [feature for feature in features if feature in self._known]
-
-        def score(label: Label) -> tuple:
-            counts, total = self._counts[label], self._totals[label]
-            evidence = sum(math.log(counts[feature] + SMOOTHING) - total for feature in known)
-            return math.log(self._prior[label]) + evidence, self._prior[label], sorted(label)
-
-        return max(self._prior, key=score)
-
-
-class Lookup:
-    """A rule: the label that was most frequent with exactly these features, else the most frequent of all."""
-
-    def __init__(self, features: Sequence[Features], labels: Sequence[Label]):
-        counts: dict[Features, Counter] = defaultdict(Counter)
-        for found, label in zip(features, labels, strict=True):
-            counts[found][label] += 1
-        self._default = Counter(labels).most_common(1)[0][0]
-        self._rules = {found: labels.most_common(1)[0][0] for found, labels in counts.items()}
-
-    def __call__(self, features: Features) -> Label:
-        """The rule's label."""
-        return self._rules.get(features, self._default)
+# ------------------------------------------------------------------ the audit
 
 
 @dataclass(frozen=True)
-class _Found:
-    """How a predictor did: its micro-F1, and which posts it got right."""
+class _Probe:
+    """A side input: what reads it, what it is held against beside the majority class, the mark that it asks for."""
 
-    f1: float
-    right: tuple[bool, ...]
+    reads: str
+    kind: type
+    features: Callable[[Record], Features]
+    against: str | None = None  # `reads` of another row
+    mark: str | None = None
 
-    @property
-    def accuracy(self) -> float:
-        return sum(self.right) / len(self.right)
 
-    def above(self, other: _Found, margin: float) -> bool:
-        """Whether this is better by more than a margin, and by more than chance."""
-        if min(self.f1 - other.f1, self.accuracy - other.accuracy) <= margin:
-            return False
-        wins = sum(a and not b for a, b in zip(self.right, other.right, strict=True))
-        losses = sum(b and not a for a, b in zip(self.right, other.right, strict=True))
-        return binomtest(wins, wins + losses, alternative="greater").pvalue < CHANCE
+NOTHING, TEXT = "nothing", "the post's words (no side input: to compare with)"
+
+
+def number_row(kind: str) -> str:
+    """What the row reads that tells labels from how many regions there are; kind: of REGION_KINDS."""
+    return f"number of {kind} (of the first {NUM_REGIONS})"
+
+
+def _probes(train: Sequence[Record]) -> list[_Probe]:
+    probes = [
+        _Probe("last phrase words that the post lacks", Lookup, foreign_suffix, mark=PHRASES),
+        _Probe("phrase words that the post lacks", NaiveBayes, foreign_words, mark=PHRASES),
+        _Probe("phrase words", NaiveBayes, phrase_words, against=TEXT, mark=PHRASES),
+        _Probe("number of phrases", Lookup, number_of_phrases, against=TEXT, mark=PHRASES),
+        _Probe("scores, in tenths", NaiveBayes, score_features(train), against=TEXT),
+    ]
+    for generated, what in enumerate(REGION_KINDS):
+        number = number_row(what)
+        places = _Probe(
+            f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=number, mark=REGIONS
+        )
+        probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
+    return [
+        *probes,
+        _Probe("file names of pictures", NaiveBayes, file_name_parts),
+        _Probe("which parts are missing", Lookup, missing_parts),
+    ]
 
 
 def audit(dataset: Dataset, *, margin: float = MARGIN) -> list[AuditRow]:
     """Trains every predictor on train and scores it on test (dev where there is no test); empty where one is missing.
 
-    A predictor "leaks" where both its micro-F1 and its accuracy are more than ``margin`` above its baseline: the
-    majority class, or for the bag of phrase words the bag of the post's own words, if that is higher. Micro-F1 alone
-    would not do: a blind guess among relations has more of it than a majority of ``None``. On few posts any margin
-    comes by chance: of the posts that one of the two gets right and the other does not, the predictor must besides win
-    more than a coin would (one-sided sign test, p < CHANCE).
+    A predictor "leaks" where it is above the majority class, and above what it is held against, by more than ``margin``
+    and by more than chance (:func:`data_prep.leak_predictors.above`): in micro-F1 and accuracy of labels, or in the
+    accuracy of "is there any relation (entity)". Held against something else are what the text tells as well (words and
+    number of phrases, scores: the bag of the post's words) and the places of regions (their number).
     """
     train = dataset.splits.get("train", ())
     held_out = dataset.splits.get("test") or dataset.splits.get("dev") or ()
     if not train or not held_out:
         return []
     labels, gold = [label_of(record) for record in train], [label_of(record) for record in held_out]
+    anything = [[frozenset(["any"]) if label else frozenset() for label in side] for side in (labels, gold)]
 
-    def score(kind: type, read: Callable[[Record], Features]) -> _Found:
-        predict = kind([read(record) for record in train], labels)
-        found = [predict(read(record)) for record in held_out]
-        correct = sum(len(a & b) for a, b in zip(gold, found, strict=True))
-        micro = Score(correct, sum(map(len, found)), sum(map(len, gold)))
-        return _Found(micro.f1, tuple(a == b for a, b in zip(gold, found, strict=True)))
+    def trials(kind: type, read: Callable[[Record], Features]) -> tuple[Trial, Trial]:
+        """Of the label, and of whether there is one."""
+        seen, asked = [read(record) for record in train], [read(record) for record in held_out]
+        of_label = leak_predictors.trial(kind, seen, labels, asked, gold)
+        return of_label, leak_predictors.trial(kind, seen, anything[0], asked, anything[1])
 
-    majority, text = score(Lookup, lambda record: ()), score(NaiveBayes, text_words)
+    baselines = {NOTHING: trials(Lookup, lambda record: ()), TEXT: trials(NaiveBayes, text_words)}
+    names = {NOTHING: "majority class", TEXT: NaiveBayes.name}
     rows = [
-        AuditRow("majority class", "nothing", majority.f1, majority.accuracy, False),
-        AuditRow("naive Bayes", "the post's words (no side input: to compare with)", text.f1, text.accuracy, False),
+        AuditRow(names[reads], reads, label.f1, label.accuracy, False, any.accuracy)
+        for reads, (label, any) in baselines.items()
     ]
-    for predictor, kind, reads, features in (
-        ("suffix rule", Lookup, "last phrase words that the post lacks", foreign_suffix),
-        ("naive Bayes", NaiveBayes, "phrase words that the post lacks", foreign_words),
-        ("naive Bayes", NaiveBayes, "phrase words", phrase_words),
-        ("naive Bayes", NaiveBayes, "scores, in tenths", score_features(train)),
-        ("naive Bayes", NaiveBayes, "boxes: how many, where", box_features),
-        ("naive Bayes", NaiveBayes, "file names of pictures", file_name_parts),
-        ("naive Bayes", NaiveBayes, "which parts are missing", missing_parts),
-    ):
-        found = score(kind, features)
-        baselines = (majority, text) if features is phrase_words else (majority,)
-        leak = all(found.above(baseline, margin) for baseline in baselines)
-        rows.append(AuditRow(predictor, reads, found.f1, found.accuracy, leak))
+    for probe in _probes(train):
+        label, any = baselines[probe.reads] = trials(probe.kind, probe.features)
+        against = [baselines[NOTHING], *([baselines[probe.against]] if probe.against else [])]
+        leak = all(leak_predictors.above(label, other, margin) for other, _ in against) or all(
+            leak_predictors.more_accurate(any, other, margin) for _, other in against
+        )
+        row = AuditRow(probe.kind.name, probe.reads, label.f1, label.accuracy, leak, any.accuracy, probe.mark)
+        rows.append(row)
     return rows
 
 
-def audit_table(rows: Sequence[AuditRow]) -> str:
-    """The rows as text, and a last line that says whether labels leak."""
+def verdict(rows: Sequence[AuditRow], info: DatasetInfo | None = None) -> list[str]:
+    """What the rows say, as lines: from what labels can be read, and whether `dataset.json` carries the mark for it."""
+    leaks = [row for row in rows if row.leak]
+    if not leaks:
+        carried = [mark for mark in (PHRASES, REGIONS) if info is not None and getattr(info, mark)]
+        lines = ["no side input tells labels"]
+        if carried:
+            lines.append(
+                f"dataset.json carries {' and '.join(carried)} all the same, as what it holds is known to leak"
+            )
+        return lines
+    lines = [f"labels can be read from: {'; '.join(row.reads for row in leaks)}"]
+    for mark in dict.fromkeys(row.mark for row in leaks if row.mark is not None):
+        if info is None:
+            lines.append(f"the mark for this is {mark}")
+        elif getattr(info, mark):
+            lines.append(f"the set carries the mark for this, {mark}, and so does every report made from it")
+        else:
+            lines.append(
+                f"WARNING: NO REPORT WILL SAY SO: dataset.json has {mark} false. Import without what leaks, or set "
+                f"{mark} to true there"
+            )
+    if any(row.mark is None for row in leaks):
+        lines.append("WARNING: no mark of dataset.json says so for all of these: repair the set before training on it")
+    return lines
+
+
+def audit_table(rows: Sequence[AuditRow], info: DatasetInfo | None = None) -> str:
+    """The rows as text, what is predicted, and last lines that say whether labels leak (see :func:`verdict`)."""
     if not rows:
         return "leak audit: needs records in train and in test (or dev)"
-    lines = [f"{'leak audit: trained on train, read from':52s}  {'by':14s}  micro-F1  accuracy"]
+    lines = [f"{'leak audit: trained on train, read from':52s}  {'by':14s}  micro-F1  accuracy     any"]
     lines += [
-        f"  {row.reads:50s}  {row.predictor:14s}  {100 * row.f1:8.2f}  {100 * row.accuracy:8.2f}"
+        f"  {row.reads:50s}  {row.predictor:14s}  {100 * row.f1:8.2f}  {100 * row.accuracy:8.2f}  {100 * row.any:6.2f}"
         + ("  LEAK" if row.leak else "")
         for row in rows
     ]
-    leaks = [row.reads for row in rows if row.leak]
-    lines.append(f"  labels can be read from: {'; '.join(leaks)}" if leaks else "  no side input tells labels")
-    return "\n".join(lines)
+    if info is not None:
+        lines.append(f"  predicted: {PREDICTED[info.task]}")
+    return "\n".join([*lines, *(f"  {line}" for line in verdict(rows, info))])
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("dataset", type=Path, help="folder of a prepared data set")
+    parser.add_argument("dataset", type=Path, help="folder of a prepared data set or of a divergence corpus")
     parser.add_argument("--margin", type=float, default=MARGIN, help="above the baseline (default: %(default)s)")
     options = parser.parse_args()
     try:
+        if (options.dataset / CORPUS_FILE).is_file():
+            from data_prep import audit_corpus
+
+            print(audit_corpus.corpus_audit_table(audit_corpus.audit_corpus(options.dataset, margin=options.margin)))
+            return
         dataset = read_dataset(options.dataset)
     except DataError as error:
         sys.exit(f"audit_leaks: {error}")
-    print(f"{dataset.info.name} ({dataset.info.task})")
-    print(audit_table(audit(dataset, margin=options.margin)))
+    print(f"{dataset.info.name} ({dataset.info.task})  labels: {dataset.label_version}")
+    print(audit_table(audit(dataset, margin=options.margin), dataset.info))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from data_prep.audit_leaks import AuditRow
+from data_prep.audit_leaks import PREDICTED, AuditRow, verdict
 from data_prep.release_files import words_from_elsewhere
 from tmrjax import __version__
 from tmrjax.files import DataError
@@ -76,6 +76,9 @@ def sheet_html(
         misalignment=_misalignment(records, info),
         score_source=_score_source(info),
         audit=audit,
+        predicted=PREDICTED[info.task],
+        verdict=verdict(audit, info),
+        label_version=dataset.label_version,
         few=_few(dataset),
         stages=[_stage(name, manifest) for name, manifest in info.stages.items()],
         posts=[_post(split, record, dataset) for split, record in posts],

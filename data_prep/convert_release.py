@@ -21,6 +21,7 @@ One difference is left: a post that is too long ends behind a whole word here, a
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from tmrjax.reader import Reader
 from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.tagger import Tagger
 from tmrjax.tokenizers import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 # Entity types in the order of the released tag set (tmrjax/release.py).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
@@ -178,6 +181,14 @@ def _tokenizer(vocabulary: Path, pieces: int) -> Any:
             f"{vocabulary} has {len(tokenizer)} word pieces, but the weights {pieces}: give the vocabulary of the "
             "BERT that the model was trained from"
         )
+    if len(tokenizer) < pieces:
+        logger.warning(
+            "%s has %d word pieces, the weights %d: the BERT that a model was trained from has as many as its weights. "
+            "With another vocabulary the model reads other words",
+            vocabulary, len(tokenizer), pieces,
+        )  # fmt: skip
+    if not getattr(tokenizer, "do_lower_case", True):
+        logger.warning("%s keeps upper case, but the authors' models were trained from uncased BERTs", vocabulary)
     return tokenizer
 
 
@@ -226,6 +237,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--num-attention-heads", type=int, help="of BERT; hidden / 64 unless given")
     options = parser.parse_args(arguments)
+    if options.estimator and (options.missing != "mask" or options.max_phrase_pieces is not None):
+        parser.error("--missing and --max-phrase-pieces are for weights of NER or RE, not for the estimator's")
+    if options.max_phrase_pieces is not None and options.max_phrase_pieces < 1:
+        parser.error(f"--max-phrase-pieces must be at least 1, found {options.max_phrase_pieces}")
     files = options.weights, options.vocabulary, options.out
     shared = {"data": options.data, "num_attention_heads": options.num_attention_heads}
     if options.estimator:

@@ -7,6 +7,10 @@
 constituency parser (:mod:`data_prep.constituency`). The longest phrases come first, at most --maximum of them; none
 holds a word that the post does not have, so phrases that leaked are replaced, and once all are the set is no longer
 marked `leaky_phrases`. Resumable; see :mod:`data_prep.stages`.
+
+Both parsers are English. A set of whose letters more than a quarter are of another script than Latin is refused. Where
+single posts are mostly in another script, they get no phrases, are counted, and are listed in
+`journals/phrases/other_script.jsonl`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +30,16 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 from data_prep import constituency, noun_phrases, stage_command, stages
 from data_prep.release_files import words_from_elsewhere
 from data_prep.stages import Outcome, Selection, Stage
-from tmrjax.files import DataError
+from tmrjax.files import DataError, jsonl_bytes, write_atomic
 from tmrjax.record_schema import Span
-from tmrjax.records import Dataset, DatasetInfo, Record
+from tmrjax.records import Dataset, DatasetInfo, Record, read_dataset
+
+logger = logging.getLogger(__name__)
 
 NAME = "phrases"
 PARSERS = ("pattern", "stanza")
+OTHER_SCRIPT = "other_script.jsonl"  # in the stage's folder of journals
+MAXIMUM_OTHER = 0.25  # of a set's letters; Twitter-2015 and -2017 have at most 4 in 100,000
 Parser = Callable[[Sequence[Sequence[str]]], list[list[Span]]]
 
 
@@ -58,21 +67,36 @@ def phrase_stage(
     parse, model, versions = load_parser(parser, models)
 
     def work(batch: Sequence[Record]) -> list[Outcome]:
-        spans = parse([record.tokens for record in batch])
-        return [_outcome(record, found, maximum) for record, found in zip(batch, spans, strict=True)]
+        foreign = [noun_phrases.in_another_script(record.tokens) for record in batch]
+        latin = [record.tokens for record, other in zip(batch, foreign, strict=True) if not other]
+        spans = iter(parse(latin) if latin else ())
+        return [
+            Outcome([], _NO_PHRASES) if other else _outcome(record, next(spans), maximum)
+            for record, other in zip(batch, foreign, strict=True)
+        ]
 
     return Stage(
         name=NAME,
         tool="data_prep/extract_phrases.py",
         work=work,
         apply=_apply,
-        inputs=lambda record: record.tokens,
+        inputs=_inputs,
         options={"parser": parser, "maximum": maximum},
         info=_mark_leaks,
         model=model,
         versions=versions,
         batch_size=batch_size,
     )
+
+
+_NO_PHRASES = {"noun phrases": 0, "phrases chosen": 0, "posts without a phrase": 1, "posts in another script": 1}
+
+
+def _inputs(record: Record) -> Any:
+    # Posts in another script had whole clauses as phrases once: they, and they alone, are made again.
+    if noun_phrases.in_another_script(record.tokens):
+        return {"tokens": record.tokens, "script": "other"}
+    return record.tokens
 
 
 def _outcome(record: Record, spans: Sequence[Span], maximum: int) -> Outcome:
@@ -97,7 +121,40 @@ def _mark_leaks(info: DatasetInfo, splits: Mapping[str, Sequence[Record]]) -> Da
 
 def extract_phrases(root: Path, selection: Selection | None = None, **options: Any) -> Dataset:
     """Extracts the phrases of a data set; `options` are those of :func:`phrase_stage`. Raises :class:`DataError`."""
-    return stages.run_stage(root, phrase_stage(**options), selection)
+    root = Path(root)
+    _check_scripts(root, read_dataset(root))
+    dataset = stages.run_stage(root, phrase_stage(**options), selection)
+    listing = root / stages.JOURNALS / NAME / OTHER_SCRIPT
+    foreign = [
+        {"split": split, "id": record.id}
+        for split, records in dataset.splits.items()
+        for record in records
+        if noun_phrases.in_another_script(record.tokens)
+    ]
+    if foreign:
+        write_atomic(listing, jsonl_bytes(foreign))
+        logger.warning("%d posts are in another script: no phrases; listed in %s", len(foreign), listing)
+    else:
+        listing.unlink(missing_ok=True)
+    return dataset
+
+
+def _check_scripts(root: Path, dataset: Dataset) -> None:
+    """Refuses a set that is not written in Latin letters: both parsers would take whole clauses for phrases."""
+    records = [record for split in dataset.splits.values() for record in split]
+    letters = [noun_phrases.letters_by_script(record.tokens) for record in records]
+    latin, other = sum(pair[0] for pair in letters), sum(pair[1] for pair in letters)
+    if other <= MAXIMUM_OTHER * (latin + other):
+        return
+    foreign = sum(noun_phrases.in_another_script(record.tokens) for record in records)
+    raise DataError(
+        root,
+        f"{other / (latin + other):.0%} of all letters outside of the Latin script ({foreign} of {len(records)} posts "
+        "mostly)",
+        f"English text, at most {MAXIMUM_OTHER:.0%}: the parsers of noun phrases know no other language",
+        "Write phrases from elsewhere into 'phrases' of the records (tmrjax.records.write_dataset), or leave this "
+        "stage out (prepare.py --stages=regions): models then read the whole picture alone.",
+    )
 
 
 def main() -> None:

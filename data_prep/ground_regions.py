@@ -12,7 +12,14 @@ keeps the phrase that it answers and its score. Methods:
   best box of each phrase comes first, then the surest others; one that covers a chosen one is left out.
 * `import`: boxes or crops made elsewhere (:mod:`data_prep.region_files`), --boxes=[SPLIT=]FILE as often as needed.
 
-Boxes thinner than a pixel are dropped and counted; fewer than three are normal. Resumable; see :mod:`data_prep.stages`.
+The same number of regions is asked for in every post (--maximum), whatever it holds; the manifest says what the number
+that comes out depends on: the picture (saliency), the picture and the phrases (detectors), the file (import). Boxes
+thinner than a pixel are dropped and counted; fewer than three are normal.
+
+The crop and box files that were released for MNRE were made with the labels, and how many entries they have tells them.
+They are known by their hash and by their keys, which are rows; importing them marks the set `leaky_regions`, and so
+does any file whose number of boxes tells labels (:mod:`data_prep.audit_leaks`). The mark stays until the set is
+imported anew. Resumable; see :mod:`data_prep.stages`.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +41,23 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 from PIL import Image
 
 from data_prep import region_files, stage_command, stages
+from data_prep.audit_leaks import REGION_KINDS, audit, number_row
 from data_prep.detectors import MODEL_TYPES, Detector, Found
+from data_prep.released_hashes import is_leaky_region_file
 from data_prep.saliency import salient_boxes
 from data_prep.stages import Outcome, Selection, Stage, file_digest
 from tmrjax.files import DataError, read_bytes, sha256
 from tmrjax.images import load_picture
-from tmrjax.record_schema import Box
-from tmrjax.records import Dataset, Grounding, Record
+from tmrjax.record_schema import NUM_REGIONS, Box
+from tmrjax.records import Dataset, DatasetInfo, Grounding, Record
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("saliency", *MODEL_TYPES, "import")
 PICTURES = {"original": "regions", "generated": "generated_regions"}  # what is grounded -> the stage's name
-MAXIMUM = 3  # regions of a picture, as the models read
+MAXIMUM = NUM_REGIONS
+NUMBER_DEPENDS_ON = {"saliency": "the picture", **dict.fromkeys(MODEL_TYPES, "the picture and the phrases"),
+                     "import": "the imported file"}  # fmt: skip
 COVERS = 0.7  # intersection over union from which on two boxes show the same
 UNITS = ("fractions", "pixels")
 
@@ -123,11 +134,14 @@ def _imported(options: Options) -> tuple[Finder, dict[str, Any]]:
         split, _, name = text.rpartition("=")
         path = Path(name)
         read, met = region_files.read_regions(path, split or None)
+        digest = sha256(read_bytes(path))
+        if is_leaky_region_file(digest) or region_files.is_keyed_by_rows(path):
+            met = {**met, "made with the labels": True}
         repeated = next((identifier for identifier in read if identifier in entries), None)
         if repeated is not None:
             raise DataError(path, f"regions of {repeated!r} again", "every id in one file", "Leave one of them out.")
         entries.update(read)
-        sources[path.name] = {"sha256": sha256(read_bytes(path)), "entries": len(read), **met}
+        sources[path.name] = {"sha256": digest, "entries": len(read), **met}
 
     def find(record: Record, picture: Image.Image, counts: Counter) -> list[Found]:
         entry = entries.get(record.id)
@@ -183,7 +197,7 @@ def overlap(first: Box, second: Box) -> float:
 def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Finder, dict[str, Any]]) -> Stage:
     """The stage of "original" or "generated" pictures; `finder` as :func:`load_finder` gives it."""
     find, about = finder
-    reads_phrases = options.method in MODEL_TYPES
+    reads_phrases, imported = options.method in MODEL_TYPES, options.method == "import"
 
     def picture_of(record: Record) -> str | None:
         if pictures == "original":
@@ -202,7 +216,7 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         except DataError as error:
             return error
         # Imported boxes were chosen elsewhere: only equal ones are left out, which `find` has done.
-        covers = 1.0 if options.method == "import" else COVERS
+        covers = 1.0 if imported else COVERS
         chosen = choose_regions(found, picture.size, options.maximum, counts, covers)
         counts["regions"] += len(chosen)
         counts["pictures without a region"] += not chosen
@@ -231,9 +245,30 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         options={"method": options.method, "maximum": options.maximum, **about["options"]},
         concerns=lambda record: picture_of(record) is not None,
         model=about.get("model"),
+        info=(lambda info, splits: _mark_leaks(root, info, splits, pictures, about)) if imported else _as_it_is,
         versions=about.get("versions", {}),
         sources=about.get("sources", {}),
+        notes={"asked for in every post": options.maximum, "number depends on": NUMBER_DEPENDS_ON[options.method]},
     )
+
+
+def _as_it_is(info: DatasetInfo, splits: Mapping[str, Sequence[Record]]) -> DatasetInfo:
+    return info
+
+
+def _mark_leaks(
+    root: Path, info: DatasetInfo, splits: Mapping[str, Sequence[Record]], pictures: str, about: Mapping[str, Any]
+) -> DatasetInfo:
+    """Marks a set whose imported regions were made with the labels: by where they come from, or as the audit finds."""
+    leaky = [name for name, source in about["sources"].items() if source.get("made with the labels")]
+    if not leaky:
+        what = REGION_KINDS[pictures == "generated"]
+        rows = audit(Dataset(root, info, dict(splits)))
+        leaky = [row.reads for row in rows if row.leak and row.reads == number_row(what)]
+    if not leaky:
+        return info
+    logger.warning("LEAKY REGIONS: %s tells labels; dataset.json and every report made from it say so", leaky[0])
+    return dataclasses.replace(info, leaky_regions=True)
 
 
 def _grounding(item: Found) -> dict[str, Any]:

@@ -6,19 +6,27 @@ Writes a data set of :mod:`tmrjax.records`, one record per instance (`<split>-<r
 wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
 * Pictures are not released: `<img_id>` is looked for in --images (and its folders train, val, test); none = null.
+* --text-only needs the instances alone: no pictures, scores, phrases or boxes.
 * Phrases are noun phrases found in the text (--phrases=text). The released ones tell the label; --phrases=released
   takes them all the same, marks the set `leaky_phrases`, and every report made from it says so.
 * Scores are renormalised, so weaken is unknown (stored as 0). They were computed per instance, but are keyed by
   picture: where the instances of a picture have different ones, it cannot be said whose they are. --scores=unambiguous
   leaves these out, --scores=last takes the last line of the picture for all of them, as the released code does.
-* Regions of original pictures were released as names of crops, without boxes and without the crops: records have none.
-  Boxes on generated pictures are kept where that picture is there.
+* Nothing of the released crop and box files is read: a list in them has a third entry for nearly every relation and for
+  no ``None``, so how many there are tells the label. --generated-boxes=released takes the boxes on generated pictures
+  all the same, where that picture is there, marks the set `leaky_regions`, and every report made from it says so.
+  (Regions of original pictures were released as names of crops, without boxes and without the crops.) Find regions
+  with data_prep/ground_regions.py, which asks for the same number in every post.
+* Side files are keyed by row: their rows must be exactly those of the instances. Lines that stand there twice are
+  imported, counted and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +36,15 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import release_files
-from data_prep.importing import RELEASED_SPLITS, Import, add_arguments, command, find_pictures
+from data_prep.importing import (
+    RELEASED_SPLITS,
+    Import,
+    Needed,
+    add_arguments,
+    command,
+    find_pictures,
+    text_only,
+)
 from data_prep.noun_phrases import choose_phrases, phrase_spans
 from data_prep.release_files import Instance
 from tmrjax.files import DataError
@@ -48,12 +64,35 @@ class Options:
     generated: Path | None = None
     phrases: str = "text"  # "released": they leak the label; "none"
     scores: str = "unambiguous"  # or "last", "none"
-    generated_boxes: str = "released"  # or "none", which needs no torch
+    generated_boxes: str = "none"  # or "released": how many there are leaks the label
     pictures: str = "optional"  # or "require": an instance without its original picture is an error
+    text_only: bool = False  # neither pictures nor scores, phrases, boxes
     on_error: str = "raise"  # or "skip": drop the record, count it, list it
     link: bool = False  # hard links instead of copies
     name: str | None = None
     progress: bool = True
+
+
+WEIGHTS = ("weak", "strong")
+SCORES = {"scores": "txt/{}_weight_{}.txt", "generated scores": "txt/dif_{}_weight_{}.txt"}  # by split and weight
+
+
+def _needed(options: Options) -> Iterator[tuple[tuple[str, ...], Needed]]:
+    """The files that are read, by released split and what they hold."""
+    text = "instances and relations: give the folder TMR-RE/data"
+    yield ("relations",), Needed(("ours_rel2id.json",), text)
+    for released in RELEASED_SPLITS.values():
+        yield (released, "text"), Needed((f"txt/ours_{released}.txt",), text)
+        for name, pattern in SCORES.items() if options.scores != "none" else ():
+            for weight in WEIGHTS:
+                yield (released, name, weight), Needed((pattern.format(released, weight),), "scores", "--scores=none")
+        if options.phrases == "released":
+            names = (f"txt/phrase_text_{released}.json",)
+            yield (released, "phrases"), Needed(names, "released phrases", "--phrases=text")
+        if options.generated_boxes == "released":
+            for kind, name in (("boxes", "mre_dif_{}_dict.pth"), ("crops", "mre_{}_dict.pth")):
+                names = (f"txt/{name.format(released)}",)
+                yield (released, kind), Needed(names, "boxes and crops", "--generated-boxes=none")
 
 
 class _Import(Import):
@@ -68,16 +107,16 @@ class _Import(Import):
             "on_error": ("raise", "skip"),
         }
         super().__init__(options, allowed)
-        self.relations = tuple(
-            release_files.read_relations(self.source(("ours_rel2id.json",), "It numbers relations."))
-        )
+        self.files = self.locate(dict(_needed(options)))
+        self.relations = tuple(release_files.read_relations(self.files["relations",]))
+        self.repeated: list[str] = []
 
     def split(self, split: str, pictures: dict[str, Path], generated: dict[str, Path]) -> list[Record]:
         released, options, counts = RELEASED_SPLITS[split], self.options, self.counts[split]
-        text = self.source((f"txt/ours_{released}.txt",), "Give the folder TMR-RE/data as --source.")
+        text = self.files[released, "text"]
         instances = list(release_files.read_instances(text, self.relations, self.fault(text)))
-        scores = self._scores(("txt/{}_weight_{}.txt",), released, instances, "scores", counts)
-        generated_scores = self._scores(("txt/dif_{}_weight_{}.txt",), released, instances, "generated scores", counts)
+        self._name_repeated(split, instances, counts)
+        scores, generated_scores = (self._scores(released, instances, name, counts) for name in SCORES)
         phrases = self._phrases(released, instances, counts)
         boxes = self._boxes(released, instances, generated, counts)
         records = []
@@ -113,30 +152,46 @@ class _Import(Import):
             )
         return records
 
-    def _scores(self, patterns, released, instances: list[Instance], name: str, counts) -> dict[str, Scores]:
+    def _name_repeated(self, split: str, instances: list[Instance], counts) -> None:
+        """Counts and names instances that stand in the file once more: same text, entities and picture."""
+        first: dict[tuple, Instance] = {}
+        for one in instances:
+            before = first.setdefault((one.tokens, one.head, one.tail, one.image), one)
+            if before is not one:
+                differs = "" if before.relation == one.relation else ", with another relation"
+                self.repeated.append(f"{split}: line {one.line} repeats line {before.line}{differs}")
+            counts["instances that stand there before (kept)"] += before is not one
+
+    def _scores(self, released, instances: list[Instance], name: str, counts) -> dict[str, Scores]:
         """Scores by picture: (0, weak, strong), see `release_files.alpha` for what they weigh."""
         if self.options.scores == "none":
             return {}
         option = "Use --scores=none to import without scores."
-        lists = {}
-        for weight in ("weak", "strong"):
-            path = self.source(tuple(pattern.format(released, weight) for pattern in patterns), option)
-            lists[weight] = release_files.read_score_lists(path)
-        wanted = {instance.image for instance in instances}
-        counts[f"{name} of no instance (left out)"] += len((lists["weak"].keys() | lists["strong"].keys()) - wanted)
+        paths = [self.files[released, name, weight] for weight in WEIGHTS]
+        weak_lists, strong_lists = map(release_files.read_score_lists, paths)
+        self.note_swapped(name, released, *(map(sum, lists.values()) for lists in (weak_lists, strong_lists)))
+        number = Counter(instance.image for instance in instances)
+        whole = len(release_files.instance_lines(self.files[released, "text"])) == len(instances)  # none was skipped
+        for image in sorted(weak_lists.keys() | strong_lists.keys()):
+            weak, strong = (len(lists.get(image, ())) for lists in (weak_lists, strong_lists))
+            if weak != strong or (whole and image in number and weak != number[image]):
+                found = f"{weak} scores of {image}, {strong} in {paths[1].name}"
+                expected = f"one in both for each of its {number[image]} instances"
+                raise DataError(paths[0], found, expected, f"Take all three files from one release. {option}")
+        counts[f"{name} of no instance (left out)"] += len(weak_lists.keys() - number.keys())
         result = {}
-        for image in sorted(wanted & lists["weak"].keys() & lists["strong"].keys()):
-            pairs = list(zip(lists["weak"][image], lists["strong"][image], strict=False))
+        for image in sorted(number.keys() & weak_lists.keys()):
+            pairs = list(zip(weak_lists[image], strong_lists[image], strict=True))
             ambiguous = len(set(pairs)) > 1
             counts[f"pictures with several {name}"] += ambiguous
             if ambiguous and self.options.scores == "unambiguous":
                 continue
-            weak, strong = pairs[-1]
-            if abs(weak + strong - 1) > 1e-3:
-                raise DataError(path, f"weak {weak} + strong {strong} of {image}", "a sum of 1", option)
+            for weak, strong in pairs:  # the last one stays
+                if abs(weak + strong - 1) > 1e-3:
+                    raise DataError(paths[1], f"weak {weak} + strong {strong} of {image}", "a sum of 1", option)
             result[image] = (0.0, weak / (weak + strong), strong / (weak + strong))
         counts[f"instances whose {name} are unknown among several"] += sum(
-            instance.image not in result and instance.image in lists["weak"] for instance in instances
+            instance.image not in result and instance.image in weak_lists for instance in instances
         )
         return result
 
@@ -145,8 +200,8 @@ class _Import(Import):
             return {}
         if self.options.phrases == "text":
             return {one.row: choose_phrases(one.tokens, phrase_spans(one.tokens)) for one in instances}
-        path = self.source((f"txt/phrase_text_{released}.json",), "Use --phrases=text or --phrases=none.")
-        strings = release_files.read_phrases(path)
+        strings = release_files.read_phrases(self.files[released, "phrases"])
+        self._check_rows(released, "phrases", strings)
         result = {}
         for instance in instances:
             phrase = strings.get(str(instance.row))
@@ -159,9 +214,10 @@ class _Import(Import):
     def _boxes(self, released, instances, generated, counts) -> dict[str, tuple[release_files.Box, ...]]:
         if self.options.generated_boxes == "none":
             return {}
-        option = "Use --generated-boxes=none to import without them."
-        read = release_files.read_row_boxes(self.source((f"txt/mre_dif_{released}_dict.pth",), option))
-        crops = release_files.read_crops(self.source((f"txt/mre_{released}_dict.pth",), option))
+        read = release_files.read_row_boxes(self.files[released, "boxes"])
+        crops = release_files.read_crops(self.files[released, "crops"])
+        self._check_rows(released, "boxes", read.boxes)
+        self._check_rows(released, "crops", crops)
         rows = {str(instance.row): instance for instance in instances}
         counts["original pictures with crops, of which no box is released"] += sum(map(bool, crops.values()))
         counts["generated boxes that can be used"] += sum(map(len, read.boxes.values()))
@@ -172,9 +228,14 @@ class _Import(Import):
         )
         return read.boxes
 
+    def _check_rows(self, released: str, kind: str, rows: Collection[str]) -> None:
+        text = self.files[released, "text"]
+        release_files.check_rows(self.files[released, kind], rows, text, len(release_files.instance_lines(text)))
+
 
 def import_mnre(options: Options) -> Dataset:
     """Imports the released MNRE (see the module's docstring) and reads it back. Raises :class:`DataError`."""
+    options = text_only(options, scores="none", phrases="none", generated_boxes="none")
     run = _Import(options)
     below = tuple(RELEASED_SPLITS.values())
     pictures = find_pictures(options.images, "--images", below)
@@ -185,15 +246,20 @@ def import_mnre(options: Options) -> Dataset:
         "re",
         run.relations,
         leaky_phrases=options.phrases == "released",
+        leaky_regions=options.generated_boxes == "released",
         renormalised_scores=options.scores != "none",
     )
-    return run.finish(TOOL, info, splits)
+    if run.repeated:
+        more = f" and {len(run.repeated) - 3} more (in dataset.json)" if len(run.repeated) > 3 else ""
+        run.notes.append(f"instances that stand there twice: {'; '.join(run.repeated[:3])}{more}")
+    return run.finish(TOOL, info, splits, repeated=run.repeated)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    add_arguments(parser)
+    leak = "none; released: HOW MANY THERE ARE LEAKS THE LABEL, every report says so"
+    add_arguments(parser, boxes="none", boxes_help=leak)
     parser.add_argument(
         "--phrases",
         choices=("text", "released", "none"),

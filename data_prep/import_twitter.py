@@ -5,6 +5,7 @@
 Writes a data set of :mod:`tmrjax.records` with the splits train, dev, test; OTHER becomes MISC. What the release
 lacks or has wrong is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
+* --text-only needs the tagged text alone: no pictures, scores, phrases or boxes.
 * Pictures are not released: `<id>.jpg`, `.jpeg` or `.png` is looked for in --images (and --generated); none = null.
   With --pictures=require --on-error=skip only tweets that have one are imported.
 * Regions of original pictures were released as names of crops, without boxes and without the crops: records have none.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,11 +29,24 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import release_files
-from data_prep.importing import RELEASED_SPLITS, Import, add_arguments, command, find_pictures
+from data_prep.importing import (
+    RELEASED_SPLITS,
+    Import,
+    Needed,
+    add_arguments,
+    command,
+    find_pictures,
+    text_only,
+)
 from tmrjax.files import DataError
 from tmrjax.records import Dataset, DatasetInfo, Generated, Record
 
 TOOL = "import_twitter"
+WEIGHTS = ("weak", "strong")
+SCORES = {  # of original and of generated pictures: how their files are called, by split and weight
+    "scores": ("ner_{}_weight_{}.txt",),
+    "generated scores": ("ner_diff_{}_weight_{}.txt", "diff_ner_{}_weight_{}.txt"),
+}
 LABELS = ("PER", "LOC", "ORG", "MISC")
 RENAMED_TAGS = {"B-OTHER": "B-MISC", "I-OTHER": "I-MISC"}
 
@@ -48,10 +63,30 @@ class Options:
     scores: bool = True
     generated_boxes: str = "released"  # or "none", which needs no torch
     pictures: str = "optional"  # or "require": a tweet without its original picture is an error
+    text_only: bool = False  # neither pictures nor scores, phrases, boxes
     on_error: str = "raise"  # or "skip": drop the record, count it, list it
     link: bool = False  # hard links instead of copies
     name: str | None = None  # of the data set; default: of the source folder
     progress: bool = True
+
+
+def _needed(options: Options) -> Iterator[tuple[tuple[str, ...], Needed]]:
+    """The files that are read, by released split and what they hold."""
+    for split, released in RELEASED_SPLITS.items():
+        names = ("val.txt", "valid.txt", "dev.txt") if split == "dev" else (f"{split}.txt",)
+        yield (released, "text"), Needed(names, "tagged text: give the folder twitter2015 or twitter2017")
+        for name, patterns in SCORES.items() if options.scores else ():
+            for weight in WEIGHTS:
+                names = tuple(pattern.format(released, weight) for pattern in patterns)
+                yield (released, name, weight), Needed(names, "scores", "--no-scores")
+        if options.phrases == "released":
+            names = tuple(f"ner{year}_grounding_text_{released}.json" for year in (15, 17))
+            yield (released, "phrases"), Needed(names, "phrases", "--phrases=none")
+        if options.generated_boxes == "released":
+            without = "--generated-boxes=none"
+            yield (released, "boxes"), Needed((f"{released}_grounding_cut_dif.pth",), "boxes and crops", without)
+            names = tuple(f"twitter{year}_{released}_dict.pth" for year in (2015, 2017))
+            yield (released, "crops"), Needed(names, "boxes and crops", without)
 
 
 class _Import(Import):
@@ -60,16 +95,14 @@ class _Import(Import):
         allowed = {"phrases": choices, "generated_boxes": choices, "pictures": ("optional", "require")}
         super().__init__(options, allowed | {"on_error": ("raise", "skip")})
         self.seen: dict[str, str] = {}
+        self.files = self.locate(dict(_needed(options)))
         self.info = DatasetInfo("", "ner", LABELS)
 
     def split(self, split: str, pictures: dict[str, Path], generated: dict[str, Path]) -> list[Record]:
         released, options, counts = RELEASED_SPLITS[split], self.options, self.counts[split]
-        names = ("val.txt", "valid.txt", "dev.txt") if split == "dev" else (f"{split}.txt",)
-        text = self.source(names, "Give the folder twitter2015 or twitter2017 as --source.")
+        text = self.files[released, "text"]
         tweets = list(release_files.read_tweets(text, self.info.tag_set, RENAMED_TAGS, self.fault(text)))
-        scores = self._scores(released, ("ner_{}_weight_{}.txt",), tweets, counts, "scores")
-        patterns = ("ner_diff_{}_weight_{}.txt", "diff_ner_{}_weight_{}.txt")
-        generated_scores = self._scores(released, patterns, tweets, counts, "generated scores")
+        scores, generated_scores = (self._scores(released, tweets, counts, name) for name in SCORES)
         phrases = self._phrases(released, tweets, counts)
         boxes = self._boxes(released, tweets, generated, counts)
         records = []
@@ -110,20 +143,22 @@ class _Import(Import):
             )
         return records
 
-    def _scores(self, released, patterns, tweets, counts, name) -> dict[str, tuple[float, float, float]]:
+    def _scores(self, released, tweets, counts, name) -> dict[str, tuple[float, float, float]]:
         if not self.options.scores:
             return {}
-        numbers, where = {}, {}
-        for weight in ("weak", "strong"):
-            names = tuple(pattern.format(released, weight) for pattern in patterns)
-            where[weight] = self.source(names, "Use --no-scores to import without scores.")
-            numbers[weight] = release_files.read_scores(where[weight], self.fault(where[weight]))
+        where = {weight: self.files[released, name, weight] for weight in WEIGHTS}
+        numbers = {weight: release_files.read_scores(path, self.fault(path)) for weight, path in where.items()}
+        for weight, other in (WEIGHTS, reversed(WEIGHTS)):
+            for identifier in sorted(numbers[weight].keys() - numbers[other].keys() - self.dropped):
+                found = f"a score of {identifier}.jpg, but none in {where[other].name}"
+                error = DataError(where[weight], found, "both of a tweet, or neither", "Take both from one release.")
+                self.fault(where[weight])(error, 0, identifier)
+        self.note_swapped(name, released, *(list(numbers[weight].values()) for weight in WEIGHTS))
         known = {tweet.id for tweet in tweets}
-        both = numbers["weak"].keys() & numbers["strong"].keys()
-        counts[f"{name} of no tweet (left out)"] += len((numbers["weak"].keys() | numbers["strong"].keys()) - known)
+        counts[f"{name} of no tweet (left out)"] += len(numbers["weak"].keys() - known)
         result = {}
         for tweet in tweets:
-            if tweet.id in both:
+            if tweet.id in numbers["weak"] and tweet.id in numbers["strong"]:
                 try:
                     weak, strong = numbers["weak"][tweet.id], numbers["strong"][tweet.id]
                     result[tweet.id] = release_files.alpha(weak, strong, f"{where['weak']}: {tweet.id}")
@@ -134,8 +169,7 @@ class _Import(Import):
     def _phrases(self, released, tweets, counts) -> dict[str, tuple[str, ...]]:
         if self.options.phrases == "none":
             return {}
-        names = tuple(f"ner{year}_grounding_text_{released}.json" for year in (15, 17))
-        strings = release_files.read_phrases(self.source(names, "Use --phrases=none to import without phrases."))
+        strings = release_files.read_phrases(self.files[released, "phrases"])
         result = {}
         for tweet in tweets:
             phrase = strings.get(tweet.id)
@@ -151,10 +185,8 @@ class _Import(Import):
     def _boxes(self, released, tweets, generated, counts) -> dict[str, tuple[release_files.Box, ...]]:
         if self.options.generated_boxes == "none":
             return {}
-        option = "Use --generated-boxes=none to import without them."
-        read = release_files.read_boxes(self.source((f"{released}_grounding_cut_dif.pth",), option))
-        names = tuple(f"twitter{year}_{released}_dict.pth" for year in (2015, 2017))
-        crops = release_files.read_crops(self.source(names, option))
+        read = release_files.read_boxes(self.files[released, "boxes"])
+        crops = release_files.read_crops(self.files[released, "crops"])
         counts["original pictures with crops, of which no box is released"] += sum(
             bool(crops.get(t.id)) for t in tweets
         )
@@ -174,6 +206,7 @@ class _Import(Import):
 
 def import_twitter(options: Options) -> Dataset:
     """Imports one released data set (see the module's docstring) and reads it back. Raises :class:`DataError`."""
+    options = text_only(options, scores=False, phrases="none", generated_boxes="none")
     run = _Import(options)
     pictures, generated = find_pictures(options.images, "--images"), find_pictures(options.generated, "--generated")
     splits = {split: run.split(split, pictures, generated) for split in RELEASED_SPLITS}
@@ -188,7 +221,7 @@ def import_twitter(options: Options) -> Dataset:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    add_arguments(parser)
+    add_arguments(parser, boxes="released", boxes_help="none needs no torch")
     parser.add_argument("--phrases", choices=("released", "none"), default="released")
     parser.add_argument(
         "--scores", action=argparse.BooleanOptionalAction, default=True, help="import divergence scores"

@@ -9,12 +9,12 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.audit_leaks import audit, audit_table
-from data_prep.release_files import find_file
+from data_prep.released_hashes import released_name
 from tmrjax import __version__
 from tmrjax.files import DataError, jsonl_bytes, read_bytes, sha256, write_atomic
 from tmrjax.images import load_picture
@@ -39,13 +39,26 @@ class Options(Protocol):
 
     source: Path
     out: Path
+    images: Path | None
+    generated: Path | None
+    pictures: str
+    text_only: bool
     on_error: str
     link: bool
     name: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """A file of the release: the names that it may have, what it holds, the flag that goes on without (None: none)."""
+
+    names: tuple[str, ...]
+    what: str
+    without: str | None = None
+
+
 class Import:
-    """One run of an importer: what it counts, the faults it met."""
+    """One run of an importer: what it counts, the faults it met, what is to be said of the files (`notes`)."""
 
     def __init__(self, options: Options, allowed: Mapping[str, Sequence[str]]):
         for name, values in allowed.items():
@@ -57,14 +70,60 @@ class Import:
         self.options = options
         self.counts: dict[str, dict[str, int]] = {split: defaultdict(int) for split in RELEASED_SPLITS}
         self.sources: dict[str, str] = {}
+        self.notes: list[str] = []
         self.skipped: list[Skipped] = []
         self.dropped: set[str] = set()
 
-    def source(self, names: tuple[str, ...], option: str) -> Path:
-        """The first of ``names`` that the release has; its hash is kept. ``option`` says how to do without."""
-        path = find_file(self.options.source, names, option)
-        self.sources[path.name] = sha256(read_bytes(path))
-        return path
+    def locate(self, needed: Mapping[Any, Needed]) -> dict[Any, Path]:
+        """Finds all files before any is read; keeps their hashes and names those that are not the released ones.
+
+        Raises one :class:`DataError` for all that lack, with the flags that go on without them, and for a file that is
+        a released one of another name.
+        """
+        root, found = self.options.source, {}
+        lacking: dict[tuple[str, str | None], list[Needed]] = defaultdict(list)
+        for key, one in needed.items():
+            path = next((root / name for name in one.names if (root / name).is_file()), None)
+            if path is None:
+                lacking[one.what, one.without].append(one)
+            else:
+                found[key] = path
+        if lacking:
+            raise self._lack(lacking)
+        unknown, releases = [], set()
+        for path in dict.fromkeys(found.values()):
+            digest = sha256(read_bytes(path))
+            self.sources[path.name] = digest
+            name = released_name(digest)
+            release, _, known = (name or "").partition("/")
+            if name is None:
+                unknown.append(path.name)
+            elif known != path.name:
+                expected = f"{path.name}: this is the released {known} (by its SHA-256)"
+                raise DataError(path, f"the content of {known}", expected, "Were files swapped or renamed?")
+            releases |= {release} if release else set()
+        if unknown:
+            self.notes.append(f"not the released files, by SHA-256: {', '.join(unknown)}")
+        if len(releases) > 1:
+            self.notes.append(f"files of different releases: {', '.join(sorted(releases))}")
+        return found
+
+    def _lack(self, lacking: Mapping[tuple[str, str | None], Sequence[Needed]]) -> DataError:
+        parts, flags = [], []
+        for (what, without), files in sorted(lacking.items(), key=lambda item: item[0][1] is not None):
+            more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+            parts.append(f"none of {', '.join(files[0].names)}{more} ({what})")
+            flags += [without] if without is not None else []
+        advice = []
+        if len(flags) < len(lacking):
+            advice.append("Correct --source")
+        if flags:
+            advice.append(f"go on without {'it' if len(lacking) == 1 else 'them'} with {' '.join(flags)}")
+        if len(flags) > 1:
+            advice.append("or with --text-only")
+        advice = ", ".join(advice)
+        expected = "a folder of the release with one of each"
+        return DataError(self.options.source, "; ".join(parts), expected, f"{advice[0].upper()}{advice[1:]}.")
 
     def fault(self, path: Path) -> Callable[[DataError, int, str | None], None]:
         """What to do with a faulty line of `path`: raise, or drop the record it belongs to and list it."""
@@ -77,6 +136,14 @@ class Import:
                 self.dropped.add(identifier)
 
         return handle
+
+    def note_swapped(self, name: str, released: str, weak: Iterable[float], strong: Iterable[float]) -> None:
+        """Notes where weak scores are smaller than strong ones: in the release they are far greater on average."""
+        if sum(weak) < sum(strong):
+            self.notes.append(
+                f"{released}: weak {name} are smaller than strong ones on average, unlike in the release; are the files"
+                " swapped?"
+            )
 
     def place(self, picture: Path | None, folder: str, where: str) -> str | None:
         """Checks that the picture can be read and puts it into the data set; an older copy that is equal stays."""
@@ -112,6 +179,7 @@ class Import:
             "sources": self.sources,
             "counts": {split: dict(counts) for split, counts in self.counts.items()},
             "skipped": len(self.skipped),
+            "notes": self.notes,
             "equal_texts": equal_texts(splits),
             **stage,
         }
@@ -142,6 +210,18 @@ def find_pictures(folder: Path | None, option: str, below: Sequence[str] = ()) -
     return found
 
 
+def text_only(options: Any, **without: Any) -> Any:
+    """The options where only text and labels are asked for: no pictures, and ``without`` for the rest.
+
+    Raises ValueError where pictures are asked for as well.
+    """
+    if not options.text_only:
+        return options
+    if options.images is not None or options.generated is not None or options.pictures == "require":
+        raise ValueError("text_only leaves pictures out: drop images, generated and pictures=require")
+    return dataclasses.replace(options, **without)
+
+
 def equal_texts(splits: Mapping[str, Sequence[Record]]) -> list[list[str]]:
     """Groups of tweets with the same words, as "split:id": where they cross splits, test is not unseen."""
     groups = defaultdict(list)
@@ -155,7 +235,7 @@ def import_table(dataset: Dataset, tool: str) -> str:
     """The completeness table, what the import met, one column per split, and how much side inputs tell of labels."""
     stage = dataset.info.stages[tool]
     rows = list(dict.fromkeys(name for counts in stage["counts"].values() for name in counts))
-    lines = [completeness_table(dataset), "met on the way:"]
+    lines = [completeness_table(dataset), f"labels: {dataset.label_version}", "met on the way:"]
     for row in rows:
         values = (stage["counts"][split].get(row, 0) for split in SPLITS)
         lines.append(f"  {row:60s}" + "".join(f"{value:8d}" for value in values))
@@ -164,18 +244,18 @@ def import_table(dataset: Dataset, tool: str) -> str:
     lines.append(
         f"  texts that occur more than once: {len(groups)}, of these across splits: {crossing} (in dataset.json)"
     )
-    return "\n".join([*lines, audit_table(audit(dataset))])
+    lines += [f"  ! {note}" for note in stage["notes"]]
+    return "\n".join([*lines, audit_table(audit(dataset), dataset.info)])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that every importer has."""
+def add_arguments(parser: argparse.ArgumentParser, *, boxes: str, boxes_help: str) -> None:
+    """The flags that every importer has; `boxes` is the default of --generated-boxes."""
     parser.add_argument("--source", type=Path, required=True, help="folder of the release")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set to write")
     parser.add_argument("--images", type=Path, help="folder of original pictures, <id>.jpg|jpeg|png")
     parser.add_argument("--generated", type=Path, help="folder of generated pictures, likewise")
-    parser.add_argument(
-        "--generated-boxes", choices=("released", "none"), default="released", help="none needs no torch"
-    )
+    parser.add_argument("--text-only", action="store_true", help="text and labels: no pictures, phrases, boxes, scores")
+    parser.add_argument("--generated-boxes", choices=("released", "none"), default=boxes, help=boxes_help)
     parser.add_argument("--pictures", choices=("optional", "require"), default="optional")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help=f"skip lists in {SKIPPED_FILE}")
     parser.add_argument("--link", action="store_true", help="hard links instead of copies of the pictures")
@@ -186,7 +266,7 @@ def command(tool: str, run: Callable[[], Dataset]) -> None:
     """Runs an importer and prints its table; a fault ends the process with one line."""
     try:
         dataset = run()
-    except (DataError, OSError) as error:
+    except (DataError, OSError, ValueError) as error:
         sys.exit(f"{tool}: {error}")
     print(import_table(dataset, tool))
     print(f"written to {dataset.root}")

@@ -40,7 +40,7 @@ from tmrjax.records import (
     read_dataset,
     write_dataset,
 )
-from tmrjax.tagging import join_words
+from tmrjax.word_splitting import join_words
 
 SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed

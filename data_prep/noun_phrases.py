@@ -10,6 +10,9 @@ holds no word that the post does not have. What belongs to tweets is decided her
 * Determiners and pronouns are left out: of a phrase only a few word pieces are read.
 * `of` joins two proper names (Festival of Voice), `&` likewise, and a possessive joins what it connects.
 
+Lexicon and grammar are English. Other languages in Latin letters cannot be told from it here and give poor phrases; a
+post in another script gives whole clauses, so :func:`in_another_script` says which posts these are.
+
 Another parser (:mod:`data_prep.constituency`) offers the same spans and shares what concerns tweets (:func:`special`).
 """
 
@@ -17,7 +20,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import regex
 
 from tmrjax.record_schema import Span
 
@@ -25,6 +30,9 @@ MAXIMUM = 3  # phrases of a post: as many as it has regions
 
 # Whole, or a piece of one that a tokenizer took apart (https : //t . co/abc).
 _URL = re.compile(r"https?\b|www\.|^//|\bco/|\w\.(?:com|org|net|ly|gl|fm|tv|me|be|it|us|uk)/", re.IGNORECASE)
+_LATIN = regex.compile(r"\p{Latin}")
+# Of some script, but not of Latin; letters of no script in particular (𝓗, ª) tell nothing.
+_OTHER_LETTERS = regex.compile(r"[\p{L}--\p{Latin}--\p{Common}--\p{Inherited}]", regex.V1)
 SENTENCE_END = re.compile(r"[.!?…]+|:")
 _APOSTROPHES = ("'", "’")
 # One letter per token: N noun, M proper name, S a phrase of its own, A adjective, C number, D determiner, O of, U &,
@@ -83,6 +91,18 @@ def special(tokens: Sequence[str]) -> list[str]:
         elif word and (token[0] in "#@" or (index > 0 and tokens[index - 1] in ("#", "@"))):
             letters[index] = "S"
     return letters
+
+
+def letters_by_script(tokens: Iterable[str]) -> tuple[int, int]:
+    """How many letters of the tokens are Latin, and how many are of another script; those of URLs are not counted."""
+    text = " ".join(token for token in tokens if not _URL.search(token))
+    return len(_LATIN.findall(text)), len(_OTHER_LETTERS.findall(text))
+
+
+def in_another_script(tokens: Iterable[str]) -> bool:
+    """Whether most letters of a post are of another script than Latin: the English grammar has nothing to say of it."""
+    latin, other = letters_by_script(tokens)
+    return other > latin
 
 
 def _retweet_head(tokens: Sequence[str]) -> int:

@@ -46,7 +46,7 @@ def read_regions(path: Path, split: str | None = None) -> tuple[dict[str, Entry]
     if path.suffix != ".pth":
         return dict(_jsonl(path)), {}
     content = release_files.load_pth(path)
-    rows = bool(content) and all(isinstance(key, int) for key in content)
+    rows = _by_rows(content)
     if rows and split is None:
         raise DataError(path, "regions by row", "the split that the rows count", f"Write it as SPLIT={path.name}.")
     if any(isinstance(item, str) and item.endswith(".png") for items in content.values() for item in items):
@@ -63,6 +63,15 @@ def read_regions(path: Path, split: str | None = None) -> tuple[dict[str, Entry]
             "lists that stood three times (read once)": len(read.boxes) if read.tripled else 0,
         }
     return {f"{split}-{int(key):05d}" if rows else key: entry for key, entry in found.items()}, met
+
+
+def is_keyed_by_rows(path: Path) -> bool:
+    """Whether this is a file of regions by row: of the release, only those of MNRE are."""
+    return path.suffix == ".pth" and _by_rows(release_files.load_pth(path))
+
+
+def _by_rows(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(key, int) for key in content)
 
 
 def _jsonl(path: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from tmrjax.record_schema import NO_RELATION, RecordChecker
 GENERATED_SIZE = 768  # pixels, width and height of the pictures that the released boxes belong to
 # What the release wrote for a tweet in which it found no noun phrase. It is the same for every such tweet.
 NO_PHRASE = "person location organization misc"
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 Box = tuple[float, float, float, float]
 Fault = Callable[[DataError, int, str | None], None]
@@ -35,12 +38,41 @@ class Tweet:
     line: int
 
 
-def find_file(folder: Path, names: tuple[str, ...], option: str) -> Path:
-    """The first of `names` in `folder`; raises :class:`DataError` with all of them and `option`, which does without."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(folder, f"none of {', '.join(names)}", "a folder of the release with one of them", option)
+def read_text(path: Path) -> bytes:
+    """The content of a text file without the byte order mark that some editors put before it."""
+    return read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+
+
+def _empty(path: Path, what: str) -> DataError:
+    return DataError(path, f"no {what}", "at least one", "The file was cut off or is another one: take it again.")
+
+
+def check_rows(path: Path, rows: Collection[str], text: Path, count: int) -> None:
+    """Makes sure that a file keyed by row has exactly the rows of the `count` lines of `text`.
+
+    A line that was lost or added in one of the two would shift all rows behind it without a sign.
+    """
+    wanted = set(map(str, range(count)))
+    for found, what in ((wanted - set(rows), "no row"), (set(rows) - wanted, "the row")):
+        if found:
+            some = ", ".join(sorted(found, key=lambda row: (len(row), row))[:5])
+            raise DataError(
+                path,
+                f"{what} {some}{' and more' if len(found) > 5 else ''} ({len(rows)} rows)",
+                f"exactly the rows 0 to {count - 1} of {text.name}",
+                "A line is missing or added in one of the two, which shifts all behind it: take both from one release.",
+            )
+
+
+def read_blocks(path: Path, white: bytes = b"") -> Iterator[list[tuple[int, bytes]]]:
+    """Runs of lines that empty lines part, each line with its number; bytes of `white` alone make an empty line too."""
+    block: list[tuple[int, bytes]] = []
+    for number, line in enumerate([*read_text(path).split(b"\n"), b""], start=1):
+        if line.strip(white) if white else line:
+            block.append((number, line))
+        elif block:
+            yield block
+            block = []
 
 
 def read_tweets(path: Path, tags: tuple[str, ...], renamed: dict[str, str], fault: Fault) -> Iterator[Tweet]:
@@ -49,18 +81,15 @@ def read_tweets(path: Path, tags: tuple[str, ...], renamed: dict[str, str], faul
     `renamed` maps a released tag to ours. A tweet with a fault is handed to `fault` (with its line and id) and left
     out.
     """
-    block: list[tuple[int, bytes]] = []
-    for number, line in enumerate([*read_bytes(path).split(b"\n"), b""], start=1):
-        if line:
-            block.append((number, line))
-        elif block:
-            try:
-                yield _tweet(path, block, tags, renamed)
-            except DataError as error:
-                first, head = block[0]
-                known = head.removeprefix(b"IMGID:").decode("utf-8", errors="replace")
-                fault(error, first, known if head.startswith(b"IMGID:") else None)
-            block = []
+    if not read_text(path).strip():
+        raise _empty(path, "tweet")
+    for block in read_blocks(path):
+        try:
+            yield _tweet(path, block, tags, renamed)
+        except DataError as error:
+            first, head = block[0]
+            known = head.removeprefix(b"IMGID:").decode("utf-8", errors="replace")
+            fault(error, first, known if head.startswith(b"IMGID:") else None)
 
 
 def _tweet(path: Path, block: list[tuple[int, bytes]], known: tuple[str, ...], renamed: dict[str, str]) -> Tweet:
@@ -103,6 +132,8 @@ def read_scores(path: Path, fault: Fault) -> dict[str, float]:
             fault(error, number, identifier)
             continue
         scores[identifier] = value
+    if not scores and not faulty:
+        raise _empty(path, "score")
     return {identifier: value for identifier, value in scores.items() if identifier not in faulty}
 
 
@@ -117,19 +148,19 @@ def read_score_lists(path: Path) -> dict[str, list[float]]:
             expected = "'<name>.jpg<TAB>number in [0, 1]'"
             raise DataError(f"{path}:{number}", repr(raw), expected, "Correct the line, or use --scores=none.")
         scores.setdefault(identifier, []).append(value)
+    if not scores:
+        raise _empty(path, "score")
     return scores
 
 
 def _score_lines(path: Path) -> Iterator[tuple[int, str, float | None, str]]:
     """(line, id, score or None where it is faulty, the line itself)."""
-    for number, raw in enumerate(read_bytes(path).decode("utf-8", errors="replace").split("\n"), start=1):
+    for number, raw in enumerate(read_text(path).decode("utf-8", errors="replace").split("\n"), start=1):
         if raw:
             key, _, text = raw.partition("\t")
             identifier = key.removesuffix(".jpg")
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.nan
+            # float() would take blanks, underscores and the digits of other scripts as well.
+            value = float(text) if _NUMBER.fullmatch(text.removesuffix("\r")) else math.nan
             yield number, identifier, value if key != identifier and 0 <= value <= 1 else None, raw
 
 
@@ -148,7 +179,9 @@ def alpha(weak: float, strong: float, where: str) -> tuple[float, float, float]:
 
 def read_phrases(path: Path) -> dict[str, str]:
     """Phrases: one JSON object `{"<id>.jpg": "phrase words"}`; returns id -> string."""
-    value = parse_json(read_bytes(path), str(path))
+    value = parse_json(read_text(path), str(path))
+    if value == {}:
+        raise _empty(path, "phrase")
     if not isinstance(value, dict) or not all(isinstance(text, str) and text for text in value.values()):
         raise DataError(
             path, "something else", 'one object {"<id>.jpg": "phrase words"}', "Use --phrases=none without it."
@@ -254,6 +287,8 @@ def load_pth(path: Path) -> dict[str, Any]:
         raise DataError(path, f"no plain data ({error})", "a .pth file of the release", "Download it again.") from error
     if not isinstance(value, dict):
         raise DataError(path, f"a {type(value).__name__}", "a dict", "Is this the right file?")
+    if not value:
+        raise _empty(path, "entry")
     return value
 
 
@@ -270,7 +305,7 @@ def read_relations(path: Path) -> dict[str, int]:
 
     Returns it in the order of the ids. Raises :class:`DataError`.
     """
-    value = parse_json(read_bytes(path), str(path))
+    value = parse_json(read_text(path), str(path))
     numbers = sorted(value.values()) if isinstance(value, dict) and all(type(n) is int for n in value.values()) else []
     if not numbers or numbers != list(range(len(numbers))) or value.get(NO_RELATION) != 0:
         raise DataError(
@@ -293,16 +328,20 @@ class Instance:
     relation: str
 
 
+def instance_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of an MNRE file that hold something, with their numbers from 1; a row is a position in this list."""
+    return [(number, raw) for number, raw in enumerate(read_text(path).split(b"\n"), start=1) if raw.strip()]
+
+
 def read_instances(path: Path, relations: Collection[str], fault: Fault) -> Iterator[Instance]:
     """Instances of MNRE, one Python dict literal per line: {'token', 'h': {'name', 'pos'}, 't', 'img_id', 'relation'}.
 
     Only literals are read; nothing is ever evaluated. A faulty line is handed to `fault` and left out.
     """
-    row = -1
-    for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        row += 1
+    lines = instance_lines(path)
+    if not lines:
+        raise _empty(path, "instance")
+    for row, (number, raw) in enumerate(lines):
         try:
             yield _instance(f"{path}:{number}", raw, row, number, relations)
         except DataError as error:

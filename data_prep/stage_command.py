@@ -63,6 +63,7 @@ def stage_table(dataset: Dataset, name: str) -> str:
     for row in STATES:
         lines.append(f"  {row:28s}" + "".join(f"{counts[row]:9d}" for counts in records.values()))
     lines.extend(f"  {key:28s}{value:9d}" for key, value in manifest["counts"].items())
+    lines.extend(f"  {key}: {value}" for key, value in manifest.get("notes", {}).items())
     number = sum(counts["done"] for counts in records.values())
     if number:
         lines.append(f"  {manifest['seconds'] / number:.4f} s a post")

@@ -70,7 +70,8 @@ class Stage:
 
     name: key in `dataset.json["stages"]` and folder of the journals. tool: the command.
     options: JSON values that results depend on; other options are another stage run. batch_size is none of them.
-    versions, sources: of libraries, and what was read beside the data set; for the manifest only.
+    versions, sources, notes: of libraries, what was read beside the data set, and what is to be known of the results;
+        for the manifest only.
     work: a batch of records to one :class:`Outcome` each, in order; a DataError in the place of one says that this
         record failed. A file that an outcome names must be whole on disk before `work` returns.
     apply: a record and the value of its outcome (as read back from JSON) to the new record. It is applied again at
@@ -92,6 +93,7 @@ class Stage:
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 1
 
 
@@ -325,6 +327,7 @@ def _fold(root: Path, stage: Stage, done: Mapping[str, Mapping[str, Any]]) -> Da
             "version": __version__,
             "versions": dict(stage.versions),
             "sources": dict(stage.sources),
+            "notes": dict(stage.notes),
             "model": stage.model,
             "options": dict(stage.options),
             "seed": stage.seed,

@@ -21,6 +21,7 @@ from tmrjax.reader import PictureSettings, Reader
 from tmrjax.records import Dataset
 from tmrjax.tagging import TagSet
 from tmrjax.tokenizers import load_tokenizer
+from tmrjax.word_splitting import splitting_of_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,25 @@ def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
         model=model_from_dict(config.task, config.model.to_dict() | sizes),
         labels=dataset.info.labels,
         tokenizer=load_tokenizer(text_folder),
-        text=TextSettings(config.data.max_pieces, config.data.max_phrase_pieces, piece_tags=pieces),
+        text=TextSettings(
+            config.data.max_pieces,
+            config.data.max_phrase_pieces,
+            piece_tags=pieces,
+            windows=config.data.windows and not pieces,
+            window_overlap=config.data.window_overlap,
+            word_splitting=word_splitting(config, dataset),
+        ),
         pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
         buckets=(config.data.max_pieces,) if pieces else buckets_of(config.data),
         **options,
     )
+
+
+def word_splitting(config: ConfigDict, dataset: Dataset) -> str:
+    """How raw text will be split: as the training data are, or as the config says."""
+    if config.data.word_splitting != "auto":
+        return config.data.word_splitting
+    return splitting_of_tokens(record.tokens for record in dataset.splits["train"])
 
 
 def initial_variables(config: ConfigDict, dataset: Dataset, reader: Reader) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def build_estimator(config: ConfigDict, corpus_root: Path) -> Estimator:
     tokenizer = load_tokenizer(folder)
     dropout = {
         "hidden_dropout_prob": config.model.dropout,
-        "attention_probs_dropout_prob": config.model.dropout,
+        "attention_probs_dropout_prob": 0.0,  # the authors' ViLT drops hidden states, never attention weights
     }
     if config.encoder.folder:
         found = convert.read_config(config.encoder.folder)

@@ -82,7 +82,7 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
-    examples = reader.encode(records)
+    examples = reader.encode(records, say=split)
     found = running.predict_split(
         reader, step, variables, examples, pictures, mesh, size,
         num_threads=config["data"]["num_threads"], probabilities=predictions is not None,

@@ -6,24 +6,41 @@ python experiments/predict.py --workdir=runs/demo/relations --entities=runs/demo
 Each line of the input is a post: {"text": ...} or {"tokens": [...]}, with "image" and "generated_image" (paths relative
 to --root, by default the input's folder), "regions", "phrases", "scores" where there are some. For relations also
 "head" and "tail", [start, end) in characters of the text or in tokens; without them --entities finds the entities, and
-every pair of them is asked for.
+every pair of them is asked for. Other keys are carried through to the output.
+
+Results are written to OUTPUT.partial as they come, in the order of the input, which becomes OUTPUT at the end; a run
+that was stopped goes on with the same command. The memory does not grow with the input. With --on-error=skip posts that
+cannot be read are listed in OUTPUT.skipped.jsonl with file, line and id.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running
-from experiments.loop import progress_bar
-from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, write_atomic
-from tmrjax.predict import Predictor
+from tqdm import tqdm
 
+from experiments import running
+from experiments.prediction_journal import Journal
+from tmrjax.files import DataError, open_regular, parse_json
+from tmrjax.posts import Given, PostError
+from tmrjax.predict import Predictor
+from tmrjax.word_splitting import SPLITTINGS
+
+logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
+
+SECONDS_BETWEEN_LINES = 30  # of the log where the output is no terminal
 
 
 def define_flags() -> None:
@@ -33,26 +50,142 @@ def define_flags() -> None:
     flags.DEFINE_string("entities", None, "Folder of an MNER run, to find the entities between which relations are.")
     flags.DEFINE_string("input", None, "JSONL file of posts.")
     flags.DEFINE_string("output", None, "JSONL file to write.")
-    flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to.")
-    flags.DEFINE_integer("batch_size", 32, "Posts at a time.")
+    flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to; the input's own unless given.")
+    flags.DEFINE_integer("batch_size", 32, "Posts at a time.", lower_bound=1)
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with a post that cannot be read.")
+    flags.DEFINE_bool("allow_outside", False, "Let paths of pictures lead out of --root (posts that you trust).")
+    flags.DEFINE_list("carry", [], "Keys to carry through although they look like a misspelt key of a post.")
+    flags.DEFINE_bool("keep_none", False, "List pairs of found entities without a relation too.")
+    flags.DEFINE_bool("windows", None, "Read long posts in windows (NER); as trained unless given.")
+    flags.DEFINE_enum("word_splitting", None, list(SPLITTINGS), "How text becomes words; as trained unless given.")
+    flags.DEFINE_string("joiner", None, "What stands between tokens in the text; a blank, or as trained.")
 
 
 def main(_) -> None:
     """Flags in, JSONL out."""
-    source = Path(FLAGS.input)
-    lines = read_bytes(source).split(b"\n")
-    posts = [parse_json(line, f"{source}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    source, output = Path(FLAGS.input), Path(FLAGS.output)
+    digest, total = survey(source)
+    settings = {"windows": FLAGS.windows, "word_splitting": FLAGS.word_splitting, "joiner": FLAGS.joiner}
+    predictor = Predictor.load(FLAGS.workdir, **settings)
+    options: dict[str, Any] = {"root": FLAGS.root or source.parent, "carry": FLAGS.carry}
+    identity = {
+        "input": digest,
+        "workdir": predictor.identity(),
+        "root": os.path.realpath(options["root"]),
+        "carry": sorted(FLAGS.carry),
+    }
+    kind = "entities"
+    if predictor.reader.task == "re":
+        kind = "relations"
+        options |= {"keep_none": FLAGS.keep_none, "entities": None}
+        if FLAGS.entities:
+            options["entities"] = Predictor.load(FLAGS.entities, **settings)
+        entities = options["entities"] and options["entities"].identity()
+        identity |= {"keep_none": FLAGS.keep_none, "entities": entities}
+    journal = Journal(output, identity)
+    counts = journal.counts
+    if journal.resumed:
+        logger.info("%s: goes on behind line %d, %d posts are done", output, journal.line, counts["posts"])
+    options |= {"batch_size": FLAGS.batch_size, "allow_outside": FLAGS.allow_outside}
+    try:
+        lines = read_posts(source, journal.offset, journal.line)
+        for given, outcome in reported(predictor.outcomes(lines, **options), total, counts):
+            if isinstance(outcome, PostError):
+                if FLAGS.on_error == "raise":
+                    raise unread(outcome.error, counts["posts"])
+                entry = {"file": source.name, "line": given.position[0], "id": outcome.id, "error": str(outcome.error)}
+                journal.skip(entry)
+            else:
+                journal.write(outcome)
+                count(counts, outcome, kind)
+            counts["posts"] += 1
+            journal.done_to(*given.position)
+    finally:
+        journal.commit()
+        journal.close()
+    journal.finish()
+    print(summary(counts, kind, output, journal.skipped))
+
+
+def survey(source: Path) -> tuple[str, int]:
+    """The SHA-256 of the input and the number of its posts, without holding them."""
+    digest, posts = hashlib.sha256(), 0
+    try:
+        with open_regular(source) as stream:
+            for line in stream:
+                digest.update(line)
+                posts += bool(line.strip())
+    except OSError as error:
+        raise DataError(source, error.strerror or str(error), "a readable file", "Check the path.") from None
     if not posts:
         raise DataError(source, "no post", "one JSON object per line", "Give it at least one.")
-    predictor = Predictor.load(FLAGS.workdir)
-    options = {"root": FLAGS.root or source.parent, "batch_size": FLAGS.batch_size, "progress": progress_bar}
-    if predictor.reader.task == "re":
-        entities = Predictor.load(FLAGS.entities) if FLAGS.entities else None
-        results, kind = predictor.relations(posts, entities=entities, **options), "relations"
-    else:
-        results, kind = predictor.entities(posts, **options), "entities"
-    write_atomic(FLAGS.output, jsonl_bytes(results))
-    print(f"{sum(len(result[kind]) for result in results)} {kind} in {len(results)} posts written to {FLAGS.output}")
+    return digest.hexdigest(), posts
+
+
+def read_posts(source: Path, offset: int, line: int) -> Iterator[Given]:
+    """The posts behind a line and a byte of the input; ``position`` is (line, byte behind it)."""
+    with open_regular(source) as stream:
+        stream.seek(offset)
+        for number, raw in enumerate(stream, line + 1):
+            offset += len(raw)
+            content = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
+            if not content:
+                continue
+            where, post, failure = f"{source}:{number}", None, None
+            try:
+                if not content.startswith(b"{"):
+                    raise DataError(
+                        where,
+                        f"{content[:40].decode('utf-8', 'replace')!r}, which is no JSON object: not JSONL",
+                        'a post on each line, as {"text": "..."}',
+                        "Plain text, CSV and JSON arrays must be rewritten so.",
+                    )
+                post = parse_json(content, where)
+            except DataError as error:
+                failure = error
+            yield Given(post, where, failure, (number, offset))
+
+
+def unread(error: DataError, done: int) -> DataError:
+    """The error of a post, with what the user can do now."""
+    advice = f"{error.advice} The {done} posts before it are kept: --on-error=skip goes on without it."
+    return DataError(error.where, error.found, error.expected, advice)
+
+
+def count(counts: dict[str, int], result: dict[str, Any], kind: str) -> None:
+    """Add up what the last line of the command tells."""
+    counts[kind] += len(result[kind])
+    for name in result["masked"]:
+        counts[f"without {name}"] += 1
+    counts["unread words"] += result["unread_words"]
+    counts["words that are [UNK]"] += result["unknown_words"]
+    counts["pairs too far apart"] += result.get("unread_pairs", 0)
+
+
+def summary(counts: dict[str, int], kind: str, output: Path, skipped: Path) -> str:
+    """What was found, and everything that was not read."""
+    read = counts["posts"] - counts["skipped"]
+    lines = [f"{counts[kind]} {kind} in {read} posts written to {output}"]
+    if counts["skipped"]:
+        lines.append(f"{counts['skipped']} posts could not be read: {skipped}")
+    told = [f"{number} {name}" for name, number in counts.items() if number and name not in (kind, "posts", "skipped")]
+    return "\n".join(lines + ([f"of these posts: {', '.join(told)}"] if told else []))
+
+
+def reported(outcomes: Iterator, total: int, counts: dict[str, int]) -> Iterator:
+    """The outcomes, with a bar on a terminal and a line every 30 seconds elsewhere."""
+    begun = told = time.monotonic()
+    before = counts["posts"]
+    with tqdm(total=total, initial=before, desc="predict", unit=" posts", disable=None, leave=False) as bar:
+        for outcome in outcomes:
+            yield outcome
+            bar.update()
+            now = time.monotonic()
+            if bar.disable and now - told >= SECONDS_BETWEEN_LINES:
+                told, done = now, counts["posts"]
+                speed = (done - before) / (now - begun)
+                left = (total - done) / speed / 60
+                logger.info("%d of %d posts, %.0f posts/s, about %.0f minutes left", done, total, speed, left)
 
 
 if __name__ == "__main__":

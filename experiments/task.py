@@ -69,7 +69,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- input
     records = sample_fraction(dataset.splits["train"], config.data.fraction, config.seed)
-    examples, dev = reader.encode(records), reader.encode(dataset.splits["dev"])
+    examples = reader.training_rows(reader.encode(records, say="train"))
+    dev = reader.encode(dataset.splits["dev"], say="dev")
     used = [*records, *dataset.splits["dev"], *dataset.splits["test"]]
     pictures = running.picture_source(reader, dataset, used, variables, config.data)
     lengths = [len(example.pieces.input_ids) for example in examples]
@@ -119,7 +120,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         # ---- test, once, with the best epoch on dev; what is said of it comes from the JSON beside its weights
         variables, kept = restore_best(workdir, mesh)
         best, scores = kept["best"], {}
-        for split, encoded in (("dev", dev), ("test", reader.encode(dataset.splits["test"]))):
+        for split, encoded in (("dev", dev), ("test", reader.encode(dataset.splits["test"], say="test"))):
             predictions = predictions_of(variables, encoded, probabilities=True)
             scores[split] = reader.report(encoded, predictions)
             if jax.process_index() == 0:

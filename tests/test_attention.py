@@ -92,3 +92,29 @@ def test_multi_head_attention_without_keys_is_zero_and_heads_must_divide():
     assert not np.asarray(module.apply(variables, queries, keys, mask)).any()
     with pytest.raises(ValueError, match="3 heads"):
         MultiHeadAttention(num_heads=3).init(jax.random.key(0), queries, keys, mask)
+
+
+def products(function, *arguments):
+    """Every matrix product of a function: (dtype of its factors, precision, dtype of its result)."""
+    found = []
+    for equation in jax.make_jaxpr(function)(*arguments).jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            precision = equation.params["precision"]
+            found.append((equation.invars[0].aval.dtype.name, precision, equation.outvars[0].aval.dtype.name))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_are_asked_for_in_full_precision(arrays, dtype):
+    """A GPU would otherwise compute float32 products as TF32: CPU tests of 1e-5 say nothing about it."""
+    visual, text, mask, weight = (jnp.asarray(x, x.dtype if x.dtype == bool else dtype) for x in arrays)
+    full = (jax.lax.Precision.HIGHEST,) * 2
+    found = products(cross_modal_attention, visual, text, mask, weight)
+    assert len(found) == 3 and all(precision == full for _, precision, _ in found)
+    assert found[1][2] == "float32"  # the logits
+    module = MultiHeadAttention(num_heads=2, dtype=dtype)
+    variables = module.init(jax.random.key(0), text, visual, jnp.ones(visual.shape[:2], bool))
+    inner = products(lambda *a: module.apply(variables, *a), text, visual, jnp.ones(visual.shape[:2], bool))
+    named = [(factors, result) for factors, precision, result in inner if precision == full]
+    # Of the four layers and two products those two, logits first.
+    assert len(inner) == 6 and named == [(jnp.dtype(dtype).name, "float32"), (jnp.dtype(dtype).name,) * 2]

@@ -1,5 +1,6 @@
 """Phrases as a stage, and stanza's trees: real tokens, real trees, no models (none can be fetched where tests run)."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_prep import constituency
+from data_prep import constituency, noun_phrases, stages
 from data_prep import extract_phrases as command
 from data_prep.constituency import ConstituencyParser, tree_spans
 from data_prep.extract_phrases import extract_phrases, load_parser, phrase_stage
@@ -58,6 +59,51 @@ def test_the_command(root):
     done = subprocess.run([*run, "--parser=stanza"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith("extract_phrases: --parser=stanza: found no --models")
     assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------ other scripts
+
+
+def write_posts(folder, texts):
+    train = [Record(str(i), tuple(text.split()), ("O",) * len(text.split())) for i, text in enumerate(texts)]
+    write_dataset(folder, {"name": "x", "task": "ner", "labels": ("PER",)}, {"train": train})
+
+
+def test_a_set_in_another_script_is_refused_before_anything_is_written(tmp_path):
+    write_posts(tmp_path, ["徐 悲 鸿 绘 马 https://t.co/abcdefghijk", "новый дом", "new dog"])
+    message = r"found 68% of all letters outside of the Latin script \(2 of 3 posts mostly\); .* --stages=regions"
+    with pytest.raises(DataError, match=message):
+        extract_phrases(tmp_path, QUIET)
+    assert not (tmp_path / "journals").exists()
+    run = [sys.executable, "data_prep/prepare.py", str(tmp_path)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"prepare: {tmp_path}: found 68% of all letters")
+    assert done.stderr.count("\n") == 1 and read_dataset(tmp_path).splits["train"][0].phrases == ()
+
+
+def test_single_posts_in_another_script_get_no_phrases_and_are_listed(tmp_path, caplog):
+    texts = ["the new dog barks at Kevin Love in Ohio", "新 的 狗 叫 Bob", "新 的 狗 Bob", "𝓗𝓲 big dog", "été bleu"]
+    write_posts(tmp_path, texts)
+    records = read_dataset(tmp_path).splits["train"]
+    assert [noun_phrases.in_another_script(record.tokens) for record in records] == [False, True, False, False, False]
+    # A journal from before, with whole clauses as phrases, is not believed.
+    stage = dataclasses.replace(phrase_stage(), inputs=lambda record: record.tokens)
+    stages.run_stage(tmp_path, stage, Selection(limit=1, progress=False))
+    journal = tmp_path / "journals/phrases/shard-1-of-1.jsonl"
+    old = {
+        "id": "1",
+        "input": stages._digest(stage, records[1]),
+        "value": ["新 的 狗 叫"],
+        "counts": {},
+        "seconds": 0.0,
+    }
+    journal.write_text(journal.read_text() + json.dumps(old) + "\n")
+    dataset = extract_phrases(tmp_path, QUIET)
+    assert dataset.splits["train"][1].phrases == () and dataset.splits["train"][0].phrases
+    assert dataset.info.stages["phrases"]["counts"]["posts in another script"] == 1
+    listing = tmp_path / "journals/phrases/other_script.jsonl"
+    assert json.loads(listing.read_text()) == {"split": "train", "id": "1"}
+    assert "1 posts are in another script: no phrases" in caplog.text
 
 
 # ------------------------------------------------------------------ stanza

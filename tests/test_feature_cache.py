@@ -55,7 +55,13 @@ def requests(tmp_path):
 
 
 def build(directory, requests, encoder=maps_of, **options):
-    settings = {"weights_hash": "w", "size": SIZE, "resize": RESIZE, "batch_size": BATCH, "progress": False}
+    settings = {
+        "encoder_identity": {"weights": "w"},
+        "size": SIZE,
+        "resize": RESIZE,
+        "batch_size": BATCH,
+        "progress": False,
+    }
     return FeatureCache.build(directory, requests, encoder, **{**settings, **options})
 
 
@@ -89,7 +95,7 @@ def test_maps_are_those_of_the_encoder_and_computed_once(tmp_path, requests):
 def test_another_picture_box_size_or_weight_is_another_map(tmp_path, requests):
     directory = tmp_path / "cache"
     build(directory, requests[:1])
-    for options in ({"weights_hash": "v"}, {"resize": RESIZE + 1}, {"dtype": "float16"}):
+    for options in ({"encoder_identity": {"weights": "v"}}, {"resize": RESIZE + 1}, {"dtype": "float16"}):
         encoder = Encoder()
         build(directory, requests[:1], encoder, **options)
         assert encoder.pictures == 1
@@ -225,3 +231,69 @@ here.build(directory, [PictureRequest(path, None) for path in paths], encode)
     encoder = Encoder()
     check(build(tmp_path / "cache", requests[:9], encoder), requests[:9])
     assert encoder.pictures == 9 - BATCH
+
+
+def damaged(data, generator):
+    """One of: a flipped bit, 32 zeroed bytes, a cut, a byte that becomes another, a doubled or a lost line."""
+    kind, place = generator.integers(6), int(generator.integers(len(data)))
+    if kind == 0:
+        return data[:place] + bytes([data[place] ^ (1 << int(generator.integers(8)))]) + data[place + 1 :]
+    if kind == 1:
+        return data[:place] + b"\0" * len(data[place : place + 32]) + data[place + 32 :]
+    if kind == 2:
+        return data[:place]
+    if kind == 3:
+        return data[:place] + bytes([int(generator.integers(256))]) + data[place + 1 :]
+    lines = data.split(b"\n")
+    number = int(generator.integers(len(lines)))
+    return b"\n".join(lines[:number] + lines[number : number + 1] * (2 if kind == 4 else 0) + lines[number + 1 :])
+
+
+@pytest.mark.parametrize("ending", ["keys", "maps", "json"])
+def test_no_damage_gives_another_map(tmp_path, requests, ending):
+    """80 damages of each file; what is damaged is computed again. Nothing is raised, and no map is another's."""
+    directory, generator = tmp_path / "cache", np.random.default_rng(0)
+    expected = [direct(request) for request in requests]
+    build(directory, requests)
+    path = next(directory.glob("*/cache.json")) if ending == "json" else shard(directory, ending)
+    sound = {file: file.read_bytes() for file in path.parent.iterdir()}
+    computed = 0
+    for _ in range(80):
+        for file, data in sound.items():
+            file.write_bytes(data)
+        path.write_bytes(damaged(sound[path], generator))
+        encoder = Encoder()
+        cache = build(directory, requests, encoder)
+        computed += encoder.pictures
+        for request, maps in zip(requests, expected, strict=True):
+            np.testing.assert_allclose(cache[request], maps, atol=1e-6)
+        check(build(directory, requests, Encoder(stop_at=0)), requests[:2])  # and now it is whole
+    assert ending == "json" or computed > 80
+
+
+def test_swapped_rows_and_a_changed_box_are_noticed(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests)
+    maps, keys = shard(directory, "maps"), shard(directory, "keys")
+    rows = np.fromfile(maps, "<f4").reshape(-1, 20)
+    rows[[0, 5]] = rows[[5, 0]]
+    rows.tofile(maps)
+    encoder = Encoder()
+    check(build(directory, requests, encoder), requests)
+    assert encoder.pictures == 2
+    other = PictureRequest(requests[0].path, (0.1, 0.2, 0.7, 0.8))
+    keys.write_bytes(keys.read_bytes().replace(b"0.1,0.2,0.7,0.9", b"0.1,0.2,0.7,0.8"))
+    check(build(directory, [other]), [other])
+
+
+def test_an_encoder_of_another_type_or_with_another_flag_has_maps_of_its_own(tmp_path, requests):
+    identities = [
+        {"weights": "w", "config": {"flag": flag}, "dtype": dtype}
+        for flag in (False, True)
+        for dtype in ("float32", "bfloat16")
+    ]
+    for identity in identities:
+        encoder = Encoder()
+        build(tmp_path / "cache", requests[:1], encoder, encoder_identity=identity)
+        assert encoder.pictures == 1
+    assert len(list((tmp_path / "cache").iterdir())) == len(identities)

@@ -1,4 +1,4 @@
-"""What every reader of files shares: hostile JSON is one clear error, only regular files are opened, the umask holds."""
+"""What every reader of files shares: hostile JSON is a clear error, only regular files are opened, the umask holds."""
 
 import json
 import os

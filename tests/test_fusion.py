@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tmrjax.attention import cross_modal_attention
+from tmrjax.attention import MultiHeadAttention, cross_modal_attention
+from tmrjax.encoders.dropout import Dropout
 from tmrjax.fusion import NEUTRAL_SCORES, GrainFusion, TextFusion, weight_grains
 
 B, T, P, Q, R, D = 3, 6, 4, 5, 3, 8
@@ -57,6 +58,19 @@ def test_literal_is_the_papers_sum(arrays):
     scores = np.asarray(arrays["scores"])
     expected = scores[:, 2:] * np.asarray(grains["fine"]) + scores[:, 1:2] * np.asarray(grains["coarse"])
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_scores_stay_float32_beside_bfloat16_states():
+    ones = jnp.ones((1, 4), jnp.bfloat16)
+    result = weight_grains(ones, ones, jnp.array([[0.0, 0.072, 0.928]]))
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result.astype(jnp.float32), 1)  # scores rounded to bfloat16 add up to 0.9976
+    generator = np.random.default_rng(0)
+    fine, coarse = (jnp.asarray(generator.normal(size=(200, 8)), jnp.bfloat16) for _ in range(2))
+    scores = generator.dirichlet(np.ones(3), 200).astype(np.float32)
+    exact = scores[:, 2:] * np.asarray(fine, np.float64) + scores[:, 1:2] * np.asarray(coarse, np.float64)
+    # One rounding to eight bits, at the end.
+    np.testing.assert_allclose(weight_grains(fine, coarse, scores).astype(jnp.float32), exact, rtol=2**-8 + 1e-5)
 
 
 def test_neutral_scores_are_eq_2(arrays):
@@ -117,3 +131,26 @@ def test_text_fusion_is_a_norm_of_the_sum_and_keeps_text_without_pictures(arrays
         ).max()
         > 1e-3
     )
+
+
+def test_dropout_of_eq_7_acts_on_what_pictures_add_and_on_nothing_else():
+    generator = np.random.default_rng(0)
+    text, pictures = (jnp.asarray(generator.normal(size=(3, n, 16)), jnp.float32) for n in (40, 2))
+    mask = jnp.array([[True, True], [True, False], [False, False]])
+    module = TextFusion(num_heads=2, dropout=0.25)
+    variables = module.init(jax.random.key(0), text, pictures, mask, train=False)
+    result, state = module.apply(
+        variables, text, pictures, mask, train=True, rngs={"dropout": jax.random.key(1)},
+        capture_intermediates=lambda submodule, _: isinstance(submodule, MultiHeadAttention | Dropout),
+    )  # fmt: skip
+    attended, dropped = (
+        np.asarray(state["intermediates"][name]["__call__"][0])[:2] for name in ("attention", "Dropout_0")
+    )
+    kept = dropped != 0
+    assert 0.7 < kept.mean() < 0.8
+    np.testing.assert_allclose(dropped[kept], attended[kept] / 0.75, rtol=1e-5)
+    added = np.asarray(text)[:2] + dropped
+    expected = (added - added.mean(-1, keepdims=True)) / np.sqrt(added.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(result[:2], expected, atol=1e-4)
+    # A post without pictures has nothing to drop: its text states pass whole.
+    np.testing.assert_array_equal(result[2], module.apply(variables, text, pictures, mask, train=False)[2])

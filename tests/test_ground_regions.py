@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.detectors import Found
-from data_prep.ground_regions import choose_regions, ground_regions, overlap
+from data_prep.ground_regions import METHODS, NUMBER_DEPENDS_ON, choose_regions, ground_regions, overlap
 from data_prep.region_files import locate, read_regions
 from data_prep.saliency import salient_boxes
+from data_prep.stage_command import stage_table
 from data_prep.stages import Selection
 from tmrjax.files import DataError
 from tmrjax.images import load_picture
@@ -154,6 +155,68 @@ def test_the_released_crops(root, tmp_path):
         ground_regions(root, restart, crops=tmp_path, **option)
     torch.save({3: ["3_pred_yolo_crop_9.png"]}, tmp_path / "mre_val_dict.pth")
     assert read_regions(tmp_path / "mre_val_dict.pth", "dev")[0]["dev-00003"].crops == ("3_pred_yolo_crop_9.png",)
+
+
+def relations(folder):
+    """A set of relations with a generated picture in every post."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(folder / "p.png")
+    splits = {}
+    for split in ("train", "test"):
+        splits[split] = [
+            Record(f"{split}-{row:05d}", ("a", "b"), head=(0, 1), tail=(1, 2), relation=("None", "/x")[row % 2],
+                   generated=Generated("p.png"))
+            for row in range(40)
+        ]  # fmt: skip
+    write_dataset(folder, {"name": "x", "task": "re", "labels": ("None", "/x")}, splits)
+    return folder
+
+
+BOXES = [[0, 0, 20, 20], [20, 0, 40, 20], [0, 20, 20, 40]]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "crops"])
+def test_regions_by_row_mark_the_set(tmp_path, caplog, kind):
+    """They are MNRE's: made with the labels, whatever the audit of what is left of them says."""
+    folder = relations(tmp_path)
+    content = {0: [torch.tensor([0.0, 0, 96, 96])]}
+    if kind == "crops":
+        load_picture(folder / "p.png").crop((0, 0, 20, 20)).save(folder / "0_crop_0.png")
+        content = {0: ["0_crop_0.png"]}
+    torch.save(content, tmp_path / "any_name.pth")
+    option = {"method": "import", "boxes": (f"train={tmp_path / 'any_name.pth'}",), "crops": folder}
+    dataset = ground_regions(folder, QUIET, pictures=["generated"], **option)
+    assert dataset.info.leaky_regions and read_dataset(folder).info.leaky_regions
+    assert len(dataset.splits["train"][0].generated.regions) == 1 and "LEAKY REGIONS: any_name.pth" in caplog.text
+    assert dataset.info.stages["generated_regions"]["sources"]["any_name.pth"]["made with the labels"] is True
+    again = ground_regions(folder, Selection(restart=True, progress=False), pictures=["generated"])
+    assert again.info.leaky_regions  # the mark stays until the set is imported anew
+
+
+@pytest.mark.parametrize("leak", [True, False])
+def test_a_file_whose_number_of_boxes_tells_labels_marks_the_set(tmp_path, leak):
+    folder = relations(tmp_path)
+    entries = [
+        {"id": f"{split}-{row:05d}", "boxes": BOXES[: 2 + (row if leak else row // 2) % 2]}
+        for split in ("train", "test")
+        for row in range(40)
+    ]
+    option = {"method": "import", "boxes": (str(jsonl(tmp_path, *entries)),), "units": "pixels"}
+    dataset = ground_regions(folder, QUIET, pictures=["generated"], **option)
+    assert dataset.info.leaky_regions is leak
+    assert [len(one.generated.regions) for one in dataset.splits["test"][:2]] == ([2, 3] if leak else [2, 2])
+
+
+def test_the_manifest_says_what_the_number_of_regions_depends_on(root, tmp_path):
+    dataset = ground_regions(root, QUIET)
+    notes = {"asked for in every post": 3, "number depends on": "the picture"}
+    for stage in ("regions", "generated_regions"):
+        assert dataset.info.stages[stage]["notes"] == notes and not dataset.info.leaky_regions
+    assert "\n  number depends on: the picture\n" in stage_table(dataset, "regions")
+    option = {"method": "import", "boxes": (str(jsonl(tmp_path, {"id": "1", "boxes": []})),), "maximum": 2}
+    dataset = ground_regions(root, Selection(restart=True, progress=False), **option)
+    notes = {"asked for in every post": 2, "number depends on": "the imported file"}
+    assert dataset.info.stages["regions"]["notes"] == notes
+    assert set(NUMBER_DEPENDS_ON) == set(METHODS)
 
 
 @given(st.data())

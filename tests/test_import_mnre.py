@@ -1,5 +1,6 @@
 """The importer of MNRE: a small release with every anomaly, broken ones, the real one; the audit of its phrases."""
 
+import ast
 import dataclasses
 import json
 import subprocess
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep import released_hashes
 from data_prep.audit_leaks import audit, audit_table
 from data_prep.import_mnre import Options, import_mnre
 from data_prep.importing import import_table
-from tmrjax.files import DataError
+from tmrjax.files import DataError, sha256
 from tmrjax.records import completeness, read_dataset
+from tmrjax.report import warnings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RELATIONS = {"None": 0, "/per/org/member_of": 1, "/loc/loc/contain": 2}
@@ -66,7 +69,7 @@ def change(options, **changes):
 
 
 def test_what_can_be_kept_is_kept_and_the_rest_is_counted(release):
-    dataset = import_mnre(release)
+    dataset = import_mnre(change(release, generated_boxes="released"))
     (first, second), [dev], [test] = (dataset.splits[split] for split in ("train", "dev", "test"))
     assert dataset.info.labels == tuple(RELATIONS) and dataset.info.renormalised_scores
     assert (first.id, first.head, first.tail, first.relation) == ("train-00000", (1, 3), (5, 6), "/per/org/member_of")
@@ -98,8 +101,25 @@ def test_phrases_come_from_the_text_and_released_ones_mark_the_set(release):
     counts = leaky.info.stages["import_mnre"]["counts"]
     assert counts["train"]["instances whose phrase has words that the text lacks"] == 1
     assert "[leaky_phrases" in import_table(leaky, "import_mnre")
-    bare = import_mnre(change(release, phrases="none", generated_boxes="none", generated=None))
+    bare = import_mnre(change(release, phrases="none", generated=None))
     assert bare.splits["train"][0].phrases == () and bare.splits["test"][0].generated is None
+
+
+def test_nothing_of_the_released_crops_and_boxes_comes_in_unasked_and_marks_the_set(release):
+    boxes = {path: path.read_bytes() for path in (release.source / "txt").glob("*_dict.pth")}
+    assert len(boxes) == 6
+    for path in boxes:
+        path.unlink()
+    dataset = import_mnre(release)
+    assert not dataset.info.leaky_regions and dataset.splits["test"][0].generated.regions == ()
+    with pytest.raises(DataError, match=r"none of txt/mre_dif_train_dict.pth and 5 more.*with --generated-boxes=none"):
+        import_mnre(change(release, generated_boxes="released"))
+    for path, content in boxes.items():
+        path.write_bytes(content)
+    leaky = import_mnre(change(release, generated_boxes="released"))
+    assert leaky.info.leaky_regions and leaky.splits["test"][0].generated.regions
+    assert "leaky_regions" in import_table(leaky, "import_mnre").splitlines()[0]
+    assert "LEAKY REGIONS" in warnings_of(leaky.info)[0] and read_dataset(leaky.root).info.leaky_regions
 
 
 def replace(name, old, new):
@@ -144,7 +164,7 @@ def test_other_bad_input(release):
     with pytest.raises(DataError, match=r"ours_val.txt:1: found no picture q.jpg.*--pictures=optional"):
         import_mnre(change(release, pictures="require"))
     (release.source / "txt" / "test_weight_weak.txt").write_text("r.jpg\t0.9\n")
-    with pytest.raises(DataError, match=r"weak 0\.9 \+ strong 0\.75 of r"):
+    with pytest.raises(DataError, match=r"test_weight_strong.txt: found weak 0\.9 \+ strong 0\.75 of r"):
         import_mnre(release)
     (release.source / "txt" / "test_weight_weak.txt").write_text("r.jpg 0.9\n")
     with pytest.raises(DataError, match=r"test_weight_weak.txt:1: found 'r.jpg 0.9'.*--scores=none"):
@@ -152,6 +172,119 @@ def test_other_bad_input(release):
     (release.source / "ours_rel2id.json").write_text('{"None": 1, "a": 0}')
     with pytest.raises(DataError, match="'None': 0"):
         import_mnre(release)
+
+
+def lines_of(release, name):
+    path = release.source / "txt" / name
+    return path, path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [
+        ({"phrases": "released"}, "phrase_text_train.json"),
+        ({"generated_boxes": "released"}, "mre_dif_train_dict.pth"),
+        ({"scores": "none", "generated_boxes": "released"}, "mre_dif_train_dict.pth"),
+    ],
+)
+def test_a_line_that_was_lost_shifts_nothing_in_silence(release, option, file):
+    path, lines = lines_of(release, "ours_train.txt")
+    option = {"scores": "none", **option}
+    assert len(import_mnre(change(release, **option)).splits["train"]) == 2
+    path.write_text(lines[1])
+    with pytest.raises(DataError, match=rf"{file}: found the row 1 \(2 rows\); expected exactly the rows 0 to 0 of"):
+        import_mnre(change(release, **option))
+    path.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(DataError, match=rf"{file}: found no row 2 \(2 rows\); expected exactly the rows 0 to 2 of"):
+        import_mnre(change(release, **option))
+
+
+def test_crops_of_other_rows_are_refused(release):
+    torch.save({1: ["x.png"], 2: ["x.png"]}, release.source / "txt" / "mre_train_dict.pth")
+    with pytest.raises(DataError, match=r"mre_train_dict.pth: found no row 0 \(2 rows\)"):
+        import_mnre(change(release, generated_boxes="released"))
+
+
+def test_scores_have_a_line_for_every_instance_in_both_files(release):
+    names = ("train_weight_weak.txt", "train_weight_strong.txt")
+    (weak, weak_lines), (strong, strong_lines) = (lines_of(release, name) for name in names)
+    for lost in (0, 1):
+        weak.write_text(weak_lines[1 - lost])
+        with pytest.raises(
+            DataError, match=r"weak.txt: found 1 scores of p, 2 in train_weight_strong.txt; expected one"
+        ):
+            import_mnre(release)
+    strong.write_text(strong_lines[0])
+    with pytest.raises(DataError, match=r"found 1 scores of p, 1 in .* for each of its 2 instances"):
+        import_mnre(release)
+    for path, lines in ((weak, weak_lines), (strong, strong_lines)):  # of neither: unknown, and counted
+        path.write_text("".join(line.replace("p.jpg", "other.jpg") for line in lines))
+    dataset = import_mnre(release)
+    assert dataset.info.stages["import_mnre"]["counts"]["train"]["scores of no instance (left out)"] == 1
+    assert completeness(dataset.splits["train"], "re")["without scores"] == 2
+
+
+def test_swapped_files_are_noticed(release, monkeypatch):
+    """By their hash where they are the released ones, else by what they hold on average."""
+    (weak, _), (strong, _) = (lines_of(release, f"test_weight_{name}.txt") for name in ("weak", "strong"))
+    digests = {name: sha256(path.read_bytes()) for name, path in (("weak", weak), ("strong", strong))}
+    for path in (release.source / "txt").glob("dif_test_weight_*.txt"):
+        path.write_text(path.read_text() + "\n")  # not the same file as that of the original pictures
+    known = {digest: f"mnre/test_weight_{name}.txt" for name, digest in digests.items()}
+    monkeypatch.setattr(released_hashes, "_NAMES", known)
+    notes = import_mnre(release).info.stages["import_mnre"]["notes"]
+    assert notes[0].startswith("not the released files, by SHA-256: ours_rel2id.json, ours_train.txt, ")
+    assert "dif_test_weight_weak.txt" in notes[0] and " test_weight_weak.txt" not in notes[0]
+    assert any(note.startswith("test: weak scores are smaller than strong ones") for note in notes)
+    content = weak.read_bytes(), strong.read_bytes()
+    weak.write_bytes(content[1])
+    strong.write_bytes(content[0])
+    with pytest.raises(DataError, match=r"weak.txt: found the content of test_weight_strong.txt.*swapped or renamed"):
+        import_mnre(release)
+
+
+def test_empty_files_are_errors_and_a_byte_order_mark_is_none(release):
+    for name in ("ours_train.txt", "val_weight_weak.txt", "dif_test_weight_strong.txt", "phrase_text_val.json"):
+        path, content = release.source / "txt" / name, (release.source / "txt" / name).read_bytes()
+        path.write_bytes(b"{}" if name.endswith("json") else b"\n" if "ours" in name else b"")
+        for on_error in ("raise", "skip"):
+            with pytest.raises(DataError, match=rf"{name}: found no (instance|score|phrase); expected at least one"):
+                import_mnre(change(release, phrases="released", on_error=on_error))
+        path.write_bytes(content)
+    before = import_mnre(change(release, phrases="released"))
+    for path in [*(release.source / "txt").glob("*.txt"), *release.source.rglob("*.json")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert import_mnre(change(release, phrases="released")).splits == before.splits
+
+
+def test_instances_that_stand_there_twice_are_counted_and_named(release, capsys):
+    path, lines = lines_of(release, "ours_test.txt")
+    other = lines[0].replace("/loc/loc/contain", "None")
+    path.write_text("".join([*lines, *lines, other]))
+    dataset = import_mnre(change(release, scores="none"))
+    stage = dataset.info.stages["import_mnre"]
+    repeated = ["test: line 2 repeats line 1", "test: line 3 repeats line 1, with another relation"]
+    assert len(dataset.splits["test"]) == 3 and stage["repeated"] == repeated
+    assert stage["counts"]["test"]["instances that stand there before (kept)"] == 2
+    assert f"  ! instances that stand there twice: {'; '.join(repeated)}\n" in import_table(dataset, "import_mnre")
+
+
+def test_text_only_needs_the_instances_alone_and_what_lacks_is_said_at_once(release):
+    for path in (release.source / "txt").iterdir():
+        if not path.name.startswith("ours_"):
+            path.unlink()
+    bare = change(release, images=None, generated=None)
+    with pytest.raises(DataError) as caught:
+        import_mnre(change(bare, phrases="released", generated_boxes="released"))
+    message = str(caught.value)
+    assert (
+        "Go on without them with --scores=none --phrases=text --generated-boxes=none, or with --text-only." in message
+    )
+    assert "none of txt/train_weight_weak.txt and 11 more files (scores)" in message
+    record = import_mnre(change(bare, text_only=True)).splits["train"][0]
+    assert (record.phrases, record.scores, record.image, record.generated) == ((), None, None, None)
+    with pytest.raises(ValueError, match="text_only leaves pictures out"):
+        import_mnre(change(release, text_only=True))
 
 
 def test_the_command_prints_what_is_missing_and_the_audit(release):
@@ -163,7 +296,43 @@ def test_the_command_prints_what_is_missing_and_the_audit(release):
         [sys.executable, "data_prep/audit_leaks.py", str(release.out)],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert audit_table(audit(read_dataset(release.out))) in done.stdout
+    found = read_dataset(release.out)
+    assert audit_table(audit(found), found.info) in done.stdout
+
+
+@pytest.mark.data
+def test_the_released_boxes_leak_where_every_picture_is_there(data_root, tmp_path):
+    """The first instances of every split with a small picture for each name, original and generated."""
+    source, thin = data_root / "tmr-release" / "TMR-RE" / "data", tmp_path / "data"
+    (thin / "txt").mkdir(parents=True)
+    (thin / "ours_rel2id.json").write_bytes((source / "ours_rel2id.json").read_bytes())
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "grey.jpg")
+    for split, count in (("train", 400), ("val", 20), ("test", 250)):
+        lines = (source / f"txt/ours_{split}.txt").read_bytes().splitlines(keepends=True)[:count]
+        (thin / f"txt/ours_{split}.txt").write_bytes(b"".join(lines))
+        for name in (f"mre_{split}_dict.pth", f"mre_dif_{split}_dict.pth"):
+            whole = torch.load(source / "txt" / name, weights_only=True)
+            torch.save({row: whole[row] for row in range(count)}, thin / "txt" / name)
+        for line in lines:
+            picture = pictures / ast.literal_eval(line.decode())["img_id"]
+            if not picture.exists():
+                picture.hardlink_to(tmp_path / "grey.jpg")
+    options = Options(thin, tmp_path / "clean", pictures, pictures, scores="none", link=True, progress=False)
+    clean = import_mnre(options)
+    assert all(one.image and one.generated for records in clean.splits.values() for one in records)
+    rows = audit(clean)
+    assert not any(row.leak for row in rows) and "no side input tells labels" in audit_table(rows, clean.info)
+    leaky = import_mnre(change(options, out=tmp_path / "leaky", generated_boxes="released"))
+    rows = {row.reads: row for row in audit(leaky)}
+    number = rows["number of generated regions (of the first 3)"]
+    assert number.leak and number.mark == "leaky_regions" and number.any > 0.98 > rows["nothing"].any + 0.2
+    assert "the set carries the mark for this, leaky_regions" in audit_table(list(rows.values()), leaky.info)
+    unmarked = dataclasses.replace(leaky.info, leaky_regions=False)
+    assert "WARNING: NO REPORT WILL SAY SO: dataset.json has leaky_regions false" in audit_table(
+        list(rows.values()), unmarked
+    )
 
 
 @pytest.mark.data
@@ -181,11 +350,11 @@ def test_the_real_release_gives_the_counts_of_its_description_and_its_phrases_le
     assert pictures == [45, 0, 46]
     counts = dataset.info.stages["import_mnre"]["counts"]
     assert [counts[split]["pictures with several scores"] for split in columns] == [1803, 255, 254]
-    assert [counts[split]["generated boxes under a pixel (dropped)"] for split in columns] == [6, 1, 0]
+    assert dataset.label_version == "MNRE" and dataset.info.stages["import_mnre"]["notes"] == []
     rows = {row.reads: row for row in audit(dataset)}
     assert not any(row.leak for row in rows.values())
     assert rows["last phrase words that the post lacks"].f1 == rows["nothing"].f1 == 0
-    leaky = import_mnre(change(options, out=tmp_path / "released", phrases="released", generated_boxes="none"))
+    leaky = import_mnre(change(options, out=tmp_path / "released", phrases="released"))
     counts = leaky.info.stages["import_mnre"]["counts"]["train"]
     assert counts["instances whose phrase has words that the text lacks"] > 4000
     rows = {row.reads: row for row in audit(leaky)}

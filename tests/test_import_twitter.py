@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from data_prep import import_twitter as importer
-from data_prep import release_files
+from data_prep import release_files, released_hashes
 from data_prep.import_twitter import Options, import_twitter
 from data_prep.importing import import_table
-from tmrjax.files import DataError
+from tmrjax.files import DataError, sha256
 from tmrjax.records import completeness, read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,12 +145,101 @@ def test_parts_can_be_left_out(release):
 
 
 def test_a_missing_score_is_absent_and_counted(release):
-    path = release.source / "ner_train_weight_weak.txt"
-    path.write_text("2.jpg\t0.25\n999.jpg\t0.1\n")
+    for weight, value in (("weak", 0.25), ("strong", 0.5)):
+        (release.source / f"ner_train_weight_{weight}.txt").write_text(f"2.jpg\t{value}\n999.jpg\t0.1\n")
     dataset = import_twitter(release)
     assert [record.scores is None for record in dataset.splits["train"]] == [True, False]
     assert dataset.info.stages["import_twitter"]["counts"]["train"]["scores of no tweet (left out)"] == 1
     assert completeness(dataset.splits["train"])["without scores"] == 1
+
+
+def test_a_score_in_one_of_two_files_is_an_error(release):
+    (release.source / "ner_train_weight_weak.txt").write_text("2.jpg\t0.25\n")
+    with pytest.raises(DataError, match=r"strong.txt: found a score of 1.jpg, but none in ner_train_weight_weak.txt"):
+        import_twitter(release)
+    dataset = import_twitter(change(release, on_error="skip"))
+    assert [item.id for item in dataset.skipped] == ["1"] and [one.id for one in dataset.splits["train"]] == ["2"]
+
+
+def test_weak_scores_below_strong_ones_are_noted(release):
+    """As they are here; in the release weak ones are far greater. Of generated pictures they are."""
+    stage = import_twitter(release).info.stages["import_twitter"]
+    swapped = [note for note in stage["notes"] if "are the files swapped?" in note]
+    assert [note.split(" scores")[0] for note in swapped] == ["train: weak", "val: weak", "test: weak"]
+
+
+def test_files_that_are_not_the_released_ones_are_named(release, monkeypatch):
+    table = import_table(import_twitter(release), "import_twitter")
+    assert "  ! not the released files, by SHA-256: train.txt, ner_train_weight_weak.txt, " in table
+    contents = {path.name: path.read_bytes() for path in release.source.iterdir()}
+    known = {sha256(content): f"twitter2015/{name}" for name, content in contents.items()}
+    del known[sha256(contents["val.txt"])]
+    known[sha256(contents["test.txt"])] = "twitter2017/test.txt"
+    monkeypatch.setattr(released_hashes, "_NAMES", known)
+    notes = import_twitter(release).info.stages["import_twitter"]["notes"]
+    assert notes[:2] == [
+        "not the released files, by SHA-256: val.txt",
+        "files of different releases: twitter2015, twitter2017",
+    ]
+
+
+def test_empty_files_are_errors_and_a_byte_order_mark_is_none(release):
+    names = "test.txt", "ner_val_weight_weak.txt", "ner15_grounding_text_val.json", "test_grounding_cut_dif.pth"
+    for name, what in zip(names, ("tweet", "score", "phrase", "entry"), strict=True):
+        path, content = release.source / name, (release.source / name).read_bytes()
+        if path.suffix == ".pth":
+            torch.save({}, path)
+        else:
+            path.write_text("{}" if path.suffix == ".json" else "\n")
+        for on_error in ("raise", "skip"):
+            with pytest.raises(DataError, match=rf"{name}: found no {what}; expected at least one"):
+                import_twitter(change(release, on_error=on_error))
+        path.write_bytes(content)
+    before = import_twitter(release)
+    for path in [*release.source.glob("*.txt"), *release.source.glob("*.json")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert import_twitter(release).splits == before.splits and before.splits["train"][0].scores is not None
+
+
+@pytest.mark.parametrize("number", ["1_0", " 0.5", "0.5 ", "٠.٥", "0,5", "inf", "0x1", ""])
+def test_scores_are_plain_numbers(tmp_path, number):
+    path = tmp_path / "scores.txt"
+    path.write_text(f"1.jpg\t{number}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="number in"):
+        release_files.read_score_lists(path)
+    path.write_bytes(b"1.jpg\t2.5e-05\r\n2.jpg\t1\n")
+    assert release_files.read_score_lists(path) == {"1": [2.5e-05], "2": [1.0]}
+
+
+def test_text_only_needs_the_tagged_text_alone_and_what_lacks_is_said_at_once(release):
+    whole = import_twitter(release)
+    for name in [*release.source.glob("*ner*"), *release.source.glob("*.pth")]:
+        name.unlink()
+    bare = change(release, images=None, generated=None)
+    with pytest.raises(DataError) as caught:
+        import_twitter(bare)
+    message = str(caught.value)
+    for part in (
+        "ner_train_weight_weak.txt and 11 more files (scores)",
+        "and 2 more files (phrases)",
+        "(boxes and crops)",
+    ):
+        assert part in message
+    flags = "--no-scores --phrases=none --generated-boxes=none, or with --text-only."
+    assert message.endswith(f"Go on without them with {flags}")
+    dataset = import_twitter(change(bare, text_only=True))
+    record = dataset.splits["train"][0]
+    assert (record.scores, record.phrases, record.image, record.generated) == (None, (), None, None)
+    assert [one.tags for one in dataset.splits["train"]] == [one.tags for one in whole.splits["train"]]
+    assert dataset.info.labels_sha256 == whole.info.labels_sha256
+    (release.source / "test.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"none of test.txt \(tagged text.*; none of .*Correct --source, go on without them"
+    ):
+        import_twitter(bare)
+    for wrong in ({"images": release.images}, {"pictures": "require"}):
+        with pytest.raises(ValueError, match="text_only leaves pictures out"):
+            import_twitter(change(bare, text_only=True, **wrong))
 
 
 def test_rounding_below_zero_is_zero_and_more_is_an_error():
@@ -265,6 +354,7 @@ def test_the_command(release):
         [*command, "--generated-boxes=none", "--link"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "\nlabels: unknown version\n" in done.stdout
     assert "without a picture" in done.stdout and f"written to {release.out}" in done.stdout
     (release.source / "train.txt").unlink()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -307,7 +397,8 @@ def test_the_real_release_gives_the_counts_of_its_description(data_root, tmp_pat
         assert counts["without a picture"] == records - pictures
         assert counts["without scores"] == counts["without generated scores"] == 0
         assert stage["counts"][split]["phrase words that the tweet does not have"] == 0
-    assert not dataset.info.leaky_phrases
+    assert not dataset.info.leaky_phrases and stage["notes"] == []
+    assert dataset.label_version == {"twitter2015": "Twitter-2015 (TMR, HVPNeT)", "twitter2017": "Twitter-2017"}[name]
     total = {key: [stage["counts"][split].get(key, 0) for split in REAL[name]] for key in stage["counts"]["train"]}
     groups = stage["equal_texts"]
     crossing = [group for group in groups if len({item.split(":")[0] for item in group}) > 1]

@@ -51,6 +51,7 @@ def root(tmp_path_factory):
     bare = Record("bare", ("nothing",), ("O",))
     broken = dataclasses.replace(bare, id="broken", image="images/3.png")
     info = {"name": "posts <1>", "task": "ner", "labels": ("PER", "LOC"), "leaky_phrases": True, "synthetic": True}
+    info["leaky_regions"] = True
     write_dataset(folder, info, {"train": [full, evil, bare], "test": [broken]})
     return folder
 
@@ -90,7 +91,8 @@ def test_what_stands_on_it(page):
     assert "0.88" in text and "of no phrase" in text and "no region" in text
     assert "can't be read" in text and "damaged picture" in text  # 3.png
     assert text.count("no picture") == 1 and text.count("no generated picture") == 2 and text.count("no scores") == 4
-    assert "SYNTHETIC DATA" in text and "LEAKY PHRASES" in text and "posts <1>" in text
+    assert "SYNTHETIC DATA" in text and "LEAKY PHRASES" in text and "LEAKY REGIONS" in text and "posts <1>" in text
+    assert "labels: unknown version" in text and "Predicted: the set of entity types" in text
     assert "50 %" not in text and text.count("100 %") == 1 and text.count("0 %") == 2  # of pictures, of generated
     assert "Kevin Love visits Köln" in text and "tiny diffusion, seed 7" in text
     assert "1 inside tags have no beginning" in text

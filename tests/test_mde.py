@@ -261,6 +261,10 @@ def test_weights_of_a_vilt_and_of_a_berts_text_side_are_where_training_begins(co
     config = small_config(corpus, **{"encoder.folder": str(tmp_path / "vilt"), "model.variant": "text"})
     estimator = build_estimator(config, corpus)
     params = initial_variables(config, corpus, estimator)["params"]["vilt"]
+    for folder in (str(tmp_path / "vilt"), ""):
+        # As the authors' ViLT: hidden states are dropped, attention weights are not.
+        sizes = build_estimator(small_config(corpus, **{"encoder.folder": folder, "model.dropout": 0.25}), corpus).model
+        assert (sizes.vilt.hidden_dropout_prob, sizes.vilt.attention_probs_dropout_prob) == (0.25, 0.0)
     assert estimator.model.vilt.max_position_embeddings == 12 and "patch_embeddings" not in params
     np.testing.assert_array_equal(params["pooler"]["kernel"].T, vilt.pooler.dense.weight.detach())
     changes = {"text_encoder.folder": str(tmp_path / "bert"), "text_encoder.weights": "pretrained"}

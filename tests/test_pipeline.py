@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizerFast
 
-from tmrjax.examples import RELEASE_TAGS, TaggingExample, TextSettings, encode_tagging
+from tmrjax.examples import (
+    PHRASES,
+    RELEASE_TAGS,
+    RelationExample,
+    TaggingExample,
+    TextSettings,
+    encode_relations,
+    encode_tagging,
+    phrase_ids_of,
+    say_what_is_lost,
+)
 from tmrjax.feature_cache import FeatureCache
+from tmrjax.marking import MARKERS
 from tmrjax.pipeline import (
     Batches,
     BatchPlan,
@@ -25,7 +36,7 @@ from tmrjax.records import Generated, Record
 from tmrjax.tagging import TagSet
 
 LABELS = TagSet(("PER", "LOC"))
-SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3)
+SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3, windows=False)
 SMALL = PictureSettings(size=8, resize=8)
 
 
@@ -103,7 +114,8 @@ def test_plans_refuse_what_does_not_fit():
 
 def test_cut_and_invisible_words_are_reported(tokenizer, caplog):
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    assert "4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
+    say_what_is_lost(examples, SETTINGS, "train")
+    assert "train: 4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
     assert examples[2].pieces.cut == [8, 9, 10, 11] and len(examples[2].tags) == 8
     assert examples[1].pieces.empty == [1] and examples[1].tags == LABELS.encode(["B-LOC", "O"])
 
@@ -112,6 +124,87 @@ def test_released_tags_stand_on_every_piece(tokenizer):
     [example] = encode_tagging(RECORDS[:1], tokenizer, LABELS, TextSettings(10, 3, piece_tags=True))
     tags = [RELEASE_TAGS[i] for i in example.tags]
     assert tags == ["[CLS]", "B-PER", "O", "O", "B-LOC", "X", "[SEP]"]
+
+
+def test_phrases_of_the_released_code_are_its_own(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "jordan", "Jordan", "har", "##bour", "at", "the"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+
+    def pieces(phrases, kind, limit):
+        settings = TextSettings(max_phrase_pieces=limit, phrases=kind)
+        ids, cut = phrase_ids_of(tokenizer, phrases, settings)
+        assert len(ids) <= settings.phrase_length
+        return " ".join(tokenizer.convert_ids_to_tokens(ids)), cut
+
+    phrases = ("Jordan", "the harbour at")
+    assert pieces(phrases, "pieces", 4) == ("[CLS] jordan the har ##bour [SEP]", 1)
+    assert pieces(phrases, "release_pieces", 3) == ("[CLS] jordan the har [SEP]", 2)
+    # Whole words, case and all; what is behind the sixth is cut, what is missing is padding that counts.
+    assert pieces(phrases, "release_words", 6) == ("Jordan the [UNK] at [PAD] [PAD]", 0)
+    assert pieces(("the at", "the at the at the"), "release_words", 6) == ("the at the at the at", 1)
+    without = [pieces((), kind, 3) for kind in PHRASES]
+    assert without == [("", 0), ("[CLS] [SEP]", 0), ("[UNK] [PAD] [PAD]", 0)]
+    with pytest.raises(ValueError, match=r"text\.phrases is 'words'"):
+        TextSettings(phrases="words")
+
+
+def brightest(pixels):
+    """The colour of a picture of one primary colour, by the pixels that a ResNet reads."""
+    means = pixels.mean((0, 1))
+    assert np.sort(means)[-1] > 0 and np.sort(means)[-2] < -1.5  # Pillow's green is half as bright
+    return ("red", "green", "blue")[means.argmax()]
+
+
+def test_each_region_goes_to_its_own_place_and_each_picture_to_its_own(tokenizer, root, tmp_path):
+    """Three bands of the post's picture, two of the generated one's, in an order of their own."""
+    for name, colours in (("bands.png", ("red", "green", "blue")), ("generated.png", ("blue", "red", "green"))):
+        bands = Image.new("RGB", (30, 12))
+        for i, colour in enumerate(colours):
+            bands.paste(colour, (10 * i, 0, 10 * i + 10, 12))
+        bands.save(tmp_path / name)
+    left, middle, right = ((i / 3, 0.0, (i + 1) / 3, 1.0) for i in range(3))
+    record = Record(
+        "0", ("at",), ("O",), image="bands.png", regions=(right, left, middle),
+        generated=Generated("generated.png", (right, left)),
+    )  # fmt: skip
+    examples = encode_tagging([record], tokenizer, LABELS, SETTINGS)
+    prefixes = ("", "generated_")
+    requests = picture_requests([record], tmp_path, prefixes)
+    cache = FeatureCache.build(
+        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), encoder_identity={}, size=8,
+        resize=8, progress=False,
+    )  # fmt: skip
+    pixels = collator(PixelSource(tmp_path, prefixes, SMALL))(examples, 10)
+    features = collator(FeatureSource(tmp_path, prefixes, cache))(examples, 10)
+    for prefix, colours in (("", ["blue", "red", "green"]), ("generated_", ["green", "blue"])):
+        for batch in (pixels, features):
+            assert batch[f"{prefix}region_mask"][0].tolist() == [i < len(colours) for i in range(3)]
+        stored = features[f"{prefix}region_features"][0].reshape(3, 8, 8, 3)
+        for i, colour in enumerate(colours):
+            assert brightest(pixels[f"{prefix}regions"][0, i]) == brightest(stored[i]) == colour
+        assert not pixels[f"{prefix}regions"][0, len(colours) :].any()
+
+
+def test_head_and_tail_stand_at_their_own_markers(tmp_path):
+    words = ["[PAD]", *MARKERS, "[UNK]", "[CLS]", "[SEP]", "[MASK]", "jordan", "at", "the", "har", "##bour"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    tokens = ("Jordan", "at", "the", "harbour")
+    # The head first, and the tail first.
+    pairs = [Record("a", tokens, head=(0, 1), tail=(3, 4), relation="x"),
+             Record("b", tokens, head=(3, 4), tail=(0, 1), relation="x")]  # fmt: skip
+    examples = encode_relations(pairs, tokenizer, ("None", "x"), TextSettings(12))
+    batch = Collator(RelationExample, TextSettings(12), None)(examples, 12)
+    rows = np.arange(2)
+    for name, marker, following in (
+        ("head_start", MARKERS[0], ["jordan", "har"]),
+        ("tail_start", MARKERS[2], ["har", "jordan"]),
+    ):
+        at, after = (batch["input_ids"][rows, batch[name] + offset] for offset in (0, 1))
+        assert tokenizer.convert_ids_to_tokens(at.tolist()) == [marker] * 2
+        assert tokenizer.convert_ids_to_tokens(after.tolist()) == following
+    assert batch["relation"].tolist() == [1, 1]
 
 
 def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
@@ -126,9 +219,11 @@ def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
     assert batch["region_mask"].tolist() == [[True] * 3, [False] * 3, [False] * 3]  # the fourth box is left out
     assert batch["generated_region_mask"][0].tolist() == [True, False, False]
     np.testing.assert_allclose(batch["scores"], [[0.1, 0.2, 0.7], [0, 1, 1], [0, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(batch["generated_scores"], [[0.5, 0.5, 0.0], [0, 1, 1], [0, 1, 1]], rtol=1e-6)
     assert batch["phrase_mask"].sum(1).tolist() == [5, 0, 0]
     assert batch["image"].shape == (3, 8, 8, 3) and batch["generated_regions"].shape == (3, 3, 8, 8, 3)
-    assert not batch["image"][2].any() and batch["image"][0, 0, 0, 0] > 2  # red
+    assert not batch["image"][2].any()
+    assert [brightest(batch[name][0]) for name in ("image", "generated_image")] == ["red", "green"]
     assert set(collator(None)(examples[:1], 10)) == {
         "input_ids", "attention_mask", "word_starts", "word_mask", "tags", "row_mask",
     }  # fmt: skip
@@ -145,7 +240,7 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
     requests = picture_requests(RECORDS, root, prefixes)
     assert len(requests) == 2 + 1 + 3 + 1
     cache = FeatureCache.build(
-        tmp_path, requests, fake_resnet, weights_hash="w", size=8, resize=8, progress=False, batch_size=4
+        tmp_path, requests, fake_resnet, encoder_identity={}, size=8, resize=8, progress=False, batch_size=4
     )
     examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
     pixels = collator(PixelSource(root, prefixes, SMALL))(examples, 10)

@@ -248,6 +248,23 @@ def test_the_checkpoint_and_the_command_say_what_was_converted(released, vocabul
         again.features(tmp_path, [], {}, tmp_path)
 
 
+def test_a_vocabulary_of_another_bert_is_said_and_flags_of_another_model_are_refused(
+    released, vocabulary, tmp_path, caplog, capsys
+):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY[:-1]), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    converted(released, tmp_path, tmp_path / "run")
+    assert f"has {len(VOCABULARY) - 1} word pieces, the weights {len(VOCABULARY)}" in caplog.text
+    assert "keeps upper case" in caplog.text
+    for flags, message in (
+        (["--estimator", "--missing=zeros"], "not for the estimator's"),
+        (["--max-phrase-pieces=0"], "must be at least 1, found 0"),
+    ):
+        with pytest.raises(SystemExit):
+            convert_release.main([f"--weights={tmp_path}", f"--vocabulary={vocabulary}", f"--out={tmp_path}", *flags])
+        assert message in capsys.readouterr().err
+
+
 def test_a_checkpoint_from_before_these_settings_reads_as_it_did(released, vocabulary, tmp_path, caplog):
     meta = load_best(converted(released, vocabulary, tmp_path / "run"))[1]
     old = {name: meta["pictures"][name] for name in ("size", "resize")}

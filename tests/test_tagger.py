@@ -66,11 +66,27 @@ RECORDS = [
 ]
 
 
-def predict(tagger, variables, devices=1):
+def predict(tagger, variables, devices=1, records=RECORDS):
     mesh = make_mesh(devices)
     step = tagger.predict_step(mesh)
-    arguments = step, replicate(variables, mesh), tagger.encode(RECORDS), None, mesh
+    arguments = step, replicate(variables, mesh), tagger.encode(records), None, mesh
     return tagger.predict(*arguments, batch_size=8, probabilities=True)
+
+
+def without_windows(tagger):
+    return dataclasses.replace(tagger, text=dataclasses.replace(tagger.text, windows=False))
+
+
+def enumerated(emissions, params) -> dict[tuple, float]:
+    """exp(score) of every tag path over emissions [W, 5]."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    weights = {}
+    for path in itertools.product(range(5), repeat=len(emissions)):
+        score = params.start_transitions[path[0]] + params.end_transitions[path[-1]]
+        score += sum(params.transitions[i, j] for i, j in itertools.pairwise(path))
+        score += sum(float(emissions[position, tag]) for position, tag in enumerate(path))
+        weights[path] = np.exp(score)
+    return weights
 
 
 def test_span_probabilities_equal_enumeration(tagger, variables):
@@ -87,13 +103,7 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
             variables, tagger.collator(None)([example], 8)
         )
         params = constrain(crf.CRFParams(**jax.tree.map(jnp.asarray, variables["params"]["crf"])), tagger.tags)
-        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        weights = {}
-        for path in itertools.product(range(5), repeat=len(kept)):
-            score = params.start_transitions[path[0]] + params.end_transitions[path[-1]]
-            score += sum(params.transitions[i, j] for i, j in itertools.pairwise(path))
-            score += sum(float(output[0, position, tag]) for position, tag in enumerate(path))
-            weights[path] = np.exp(score)
+        weights = enumerated(output[0, : len(kept)], params)
         for span, probability in zip(prediction.spans, prediction.probabilities, strict=True):
             # A word without a piece takes no part in the CRF: spans are compared on the kept words.
             start = kept.index(span.start)
@@ -109,9 +119,116 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
 
 
 def test_cut_words_come_back_as_outside_and_a_post_without_pieces_is_no_error(tagger, variables):
-    predictions = predict(tagger, variables, devices=8)
+    predictions = predict(without_windows(tagger), variables, devices=8)
     assert len(predictions[2].tags) == 9 and predictions[2].tags[6:] == ["O", "O", "O"]
     assert predictions[3].tags == ["O"] and predictions[3].spans == []
+
+
+# ---------------------------------------------------------------------- long posts
+
+WORDS_OF_LONG = ("Jordan", "at", "the", "at", "Jordan", "Jordan", "the")
+LONG = Record(id="long", tokens=WORDS_OF_LONG, tags=("O",) * 7)
+
+
+def emissions_of(tagger, variables, record):
+    """[words, 5] of a post that fits, without Reader.predict."""
+    [example] = without_windows(tagger).encode([record])
+    assert not example.pieces.cut
+    output, _ = jax.jit(lambda v, b: tagger.model.apply(v, b, train=False))(
+        variables, tagger.collator(None)([example], 8)
+    )
+    return np.asarray(output[0, : len(record.tokens)])
+
+
+def test_short_posts_are_read_as_without_windows(tagger, variables):
+    short = [record for record in RECORDS if record.id != "c"]
+    assert predict(tagger, variables, records=short) == predict(without_windows(tagger), variables, records=short)
+
+
+def test_a_long_post_is_read_in_windows_and_decoded_as_a_whole(tagger, variables):
+    """7 words, 6 in a window, 3 shared: [0, 6) owns 0 to 2, [1, 7) the rest; the CRF reads all seven."""
+    windows = [WORDS_OF_LONG[:6], WORDS_OF_LONG[1:]]
+    first, second = (emissions_of(tagger, variables, Record(id="w", tokens=tokens)) for tokens in windows)
+    params = constrain(crf.CRFParams(**jax.tree.map(jnp.asarray, variables["params"]["crf"])), tagger.tags)
+    weights = enumerated(np.concatenate([first[:3], second[2:]]), params)
+    best = max(weights, key=weights.get)
+    for devices, others in ((1, []), (8, RECORDS)):
+        prediction = predict(tagger, variables, devices, [*others, LONG, *others])[len(others)]
+        assert prediction.tags == list(tagger.tag_set.decode(best))
+        assert prediction.spans == spans_from_tags(prediction.tags, strict=True) != []
+        for span, probability in zip(prediction.spans, prediction.probabilities, strict=True):
+            matching = sum(
+                weight
+                for path, weight in weights.items()
+                if span in spans_from_tags(tagger.tag_set.decode(path), strict=True)
+            )
+            assert probability == pytest.approx(matching / sum(weights.values()), rel=1e-4)
+    assert any(span.start < 3 < span.end or span.start >= 3 for span in prediction.spans)
+
+
+def test_a_post_of_thousands_of_words_loses_none(tagger, variables):
+    record = Record(id="book", tokens=("Jordan", "harbour", "\ufe0f") * 700)
+    [prediction] = predict(tagger, variables, records=[record])
+    [example] = tagger.encode([record])
+    assert (example.pieces.cut, len(example.pieces.words), len(prediction.tags)) == ([], 1400, 2100)
+    assert prediction.spans[-1].end > 2000 and len(prediction.spans) == len(prediction.probabilities)
+    assert all(0 < probability <= 1 for probability in prediction.probabilities)
+
+
+def test_windows_of_training_own_every_word_once_and_begin_outside_of_entities(tagger, caplog):
+    tags = ("O", "O", "B-PER", "I-PER", "I-PER", "O", "B-LOC")  # without tags the cut would be at 3
+    [example] = tagger.encode([dataclasses.replace(LONG, tags=tags)])
+    rows = tagger.training_rows([example])
+    assert [row.pieces.words for row in rows] == [[0, 1], [2, 3, 4, 5, 6]]
+    assert [tagger.tag_set.decode(row.tags)[0] for row in rows] == ["O", "B-PER"]
+    assert [row.pieces.word_starts for row in rows] == [[1, 2], [2, 3, 4, 5, 6]]
+    names = [tagger.tokenizer.convert_ids_to_tokens(row.pieces.input_ids) for row in rows]
+    assert names[0] == ["[CLS]", *(word.lower() for word in WORDS_OF_LONG[:6]), "[SEP]"]
+    assert names[1] == ["[CLS]", *(word.lower() for word in WORDS_OF_LONG[1:]), "[SEP]"]
+    # An entity that is longer than the overlap: what no window can begin with takes no part.
+    caplog.set_level("INFO")
+    [example] = tagger.encode([dataclasses.replace(LONG, tags=("B-PER", *["I-PER"] * 6))])
+    rows = tagger.training_rows([example])
+    assert [row.pieces.words for row in rows] == [[0, 1, 2]]
+    assert "4 words of entities longer than the overlap of two windows are not trained on" in caplog.text
+    batch = tagger.collator(None)(rows, 8)
+    assert batch["word_mask"].sum() == 3
+
+
+def test_a_word_longer_than_a_window_is_read_by_its_first_pieces(tagger, variables, caplog):
+    caplog.set_level("INFO")
+    record = Record(id="url", tokens=("at", "at." * 9, "Jordan"))  # 18 pieces, "." is [UNK]
+    [prediction] = predict(tagger, variables, records=[record])
+    assert len(prediction.tags) == 3 and "1 words are longer than a window" in caplog.text
+
+
+def test_a_long_post_of_the_released_tagger_keeps_its_limit_and_says_so(tagger, caplog):
+    tagger = dataclasses.replace(
+        tagger,
+        text=dataclasses.replace(tagger.text, piece_tags=True),
+        model=dataclasses.replace(tagger.model, num_tags=13),
+    )
+    [example] = tagger.encode([Record(id="c", tokens=("at",) * 9)])
+    assert example.pieces.cut == [6, 7, 8] and len(tagger.rows(example)) == 1
+    assert "3 words of 1 posts lie outside of the limit of 8 word pieces" in caplog.text
+
+
+def test_words_that_the_vocabulary_does_not_know_are_said(tagger, caplog):
+    known = [Record(id=str(i), tokens=("at", "the", "Jordan", "harbour")) for i in range(3)]
+    tagger.encode(known)
+    assert "[UNK]" not in caplog.text
+    tagger.encode([*known, Record(id="x", tokens=("zzz", "the", "\ufe0f"))], say="train")
+    assert "train: 1 of 15 words (7 %) are [UNK]" in caplog.text and "Wrong vocabulary" not in caplog.text
+    tagger.encode([Record(id="x", tokens=("漢", "字", "the"))], say="train")
+    assert "2 of 3 words (67 %) are [UNK]" in caplog.text and "Wrong vocabulary?" in caplog.text
+
+
+def test_a_checkpoint_from_before_windows_cuts_as_it_did(tagger):
+    meta = json.loads(json.dumps(tagger.to_meta()))
+    meta["text"] = {"max_pieces": 8, "max_phrase_pieces": 3, "piece_tags": False}
+    again = Tagger.from_meta(meta)
+    assert (again.text.windows, again.text.word_splitting) == (False, "unseen")
+    assert again.encode([LONG])[0].pieces.cut == [6]
 
 
 def test_a_tagger_survives_json(tagger):

@@ -14,12 +14,11 @@ from tmrjax.tagging import (
     encode_phrases,
     encode_words,
     forbidden_transitions,
-    join_words,
     restore_tags,
     spans_from_tags,
-    split_words,
     tags_from_spans,
 )
+from tmrjax.word_splitting import SPLITTINGS, join_words, split_words, splitting_of_tokens
 
 TAGS = TagSet(("PER", "LOC"))
 
@@ -110,6 +109,54 @@ def test_split_words(text, expected):
     assert [word.word for word in split_words(text)] == expected
 
 
+@pytest.mark.parametrize(
+    ("splitting", "expected"),
+    [
+        ("spaces", ["徐悲鸿绘", "London", "130厘米", "ภาษาไทย", "コーヒー", "www.a.cn看"]),
+        ("graphemes", [*"徐悲鸿绘", "London", "130", *"厘米", *"ภาษาไทย", *"コーヒー", "www.a.cn", "看"]),
+        ("characters", list("徐悲鸿绘London130厘米ภาษาไทยコーヒーwww.a.cn看")),
+    ],
+)
+def test_scripts_without_blanks_are_split_as_the_data_were(splitting, expected):
+    text = "徐悲鸿绘 London 130厘米 ภาษาไทย コーヒー www.a.cn看"
+    words = split_words(text, splitting)
+    assert [word.word for word in words] == expected
+    assert all(text[word.start : word.end] == word.word for word in words)
+
+
+def test_a_grapheme_cluster_is_never_torn_apart():
+    assert [word.word for word in split_words("ที่นี่ か\u3099 👍🏽", "graphemes")] == ["ที่", "นี่", "か\u3099", "👍🏽"]
+
+
+@given(st.text(max_size=40), st.sampled_from(SPLITTINGS))
+def test_words_slice_back_however_they_are_split(text, splitting):
+    words = split_words(text, splitting)
+    assert all(text[word.start : word.end] == word.word for word in words)
+    assert all(first.end <= second.start for first, second in itertools.pairwise(words))
+    covered = {i for word in words for i in range(word.start, word.end)}
+    assert not any(character.isalnum() for i, character in enumerate(text) if i not in covered)
+
+
+@pytest.mark.parametrize(
+    ("posts", "expected"),
+    [
+        ([list("徐悲鸿绘纵130厘米，A")], "characters"),
+        ([["I", "love", *"北京大学"]], "graphemes"),
+        ([["The", "北京", "大学", "很", "好", "2019年"]], "segmented"),
+        ([["so", "北京大学", "is", "good"]], "spaces"),
+        ([["I", "am", "tired", "."]], "unseen"),
+        ([], "unseen"),
+    ],
+)
+def test_training_tokens_tell_how_they_were_split(posts, expected):
+    assert splitting_of_tokens(posts) == expected
+
+
+def test_tokens_are_joined_as_asked():
+    text, words = join_words([*"雪岳", "ab"], "")
+    assert text == "雪岳ab" and [text[word.start : word.end] for word in words] == ["雪", "岳", "ab"]
+
+
 def test_join_words_slices_back():
     text, words = join_words(["New", "\u200b", "York", "👍🏽"])
     assert [text[word.start : word.end] for word in words] == ["New", "\u200b", "York", "👍🏽"]
@@ -151,6 +198,14 @@ def test_every_word_is_kept_cut_or_empty(tokenizer, tokens, limit):
 def test_restore_tags_fills_cut_words_with_outside_and_joins_over_invisible_ones():
     assert restore_tags(["B-PER", "O"], [0, 2], 4) == ["B-PER", "O", "O", "O"]
     assert restore_tags(["B-PER", "I-PER"], [0, 2], 3) == ["B-PER", "I-PER", "I-PER"]
+
+
+def test_an_orphan_does_not_reach_to_its_left():
+    """Decoding that is not constrained may begin with I-: words without pieces before it are no part of an entity."""
+    assert restore_tags(["O", "I-PER"], [0, 2], 3) == ["O", "O", "I-PER"]
+    assert restore_tags(["B-LOC", "I-PER"], [0, 2], 3) == ["B-LOC", "O", "I-PER"]
+    assert restore_tags(["I-PER", "I-PER"], [0, 2], 3) == ["I-PER", "I-PER", "I-PER"]
+    assert restore_tags(["I-PER"], [1], 2) == ["O", "I-PER"]
 
 
 def test_phrases_are_cut_with_a_count_and_absent_ones_stay_absent(tokenizer):

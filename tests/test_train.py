@@ -106,6 +106,32 @@ def test_dropout_is_the_same_on_eight_devices():
     assert abs(first[0] - run(make_model(), [make_batch()])[1][0]) > 1e-3  # dropout was on
 
 
+def test_dropout_reaches_both_places_of_the_model_and_no_third_one():
+    """What Eq. 7 adds to the text, seen in Ḡ; the last layer's input, seen in emissions without pictures."""
+    model, batch = make_model(dropout=0.5), make_batch()
+    variables = initial(model)
+    for prefix in ("", "generated_"):
+        batch[f"{prefix}image_mask"][:2], batch[f"{prefix}region_mask"][:2] = False, False
+        batch[f"{prefix}image_mask"][2:] = True
+    keys = [jax.random.key(seed) for seed in range(2)]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run_model(train, key):
+        emissions, states = model.apply(variables, batch, train=train, rngs={"dropout": key})
+        return emissions, states["fused"], states["text_states"]
+
+    (emissions, fused, text), (other_emissions, other_fused, other_text) = (run_model(True, key) for key in keys)
+    plain_emissions, plain_fused, plain_text = run_model(False, keys[0])
+    np.testing.assert_array_equal(text, other_text)  # BERT's own dropout is 0 here
+    np.testing.assert_allclose(text, plain_text, atol=1e-6)
+    there = np.asarray(batch["attention_mask"][2:])
+    for first, second in ((fused, other_fused), (fused, plain_fused)):
+        assert (np.abs(first - second)[2:].max(-1)[there] > 1e-4).all()
+        np.testing.assert_allclose(first[:2], second[:2], atol=1e-6)
+    assert (np.abs(emissions - other_emissions)[:2].max(-1) > 1e-4).all()
+    assert (np.abs(emissions - plain_emissions)[:2].max(-1) > 1e-4).all()
+
+
 @pytest.mark.parametrize(("accumulate", "devices"), [(4, 1), (2, 8)])
 def test_accumulated_parts_give_the_whole_batchs_update(one_device, accumulate, devices):
     batches = [make_batch(seed=s) for s in range(3)]

@@ -1,9 +1,16 @@
 """Maps of a frozen ResNet, computed once and kept: training on a laptop then costs no picture at all.
 
-A map is keyed by what it depends on: the bytes of the picture, the box, the sizes of preprocessing, the weights. A
-folder holds one sub-folder per (weights, preprocessing, dtype) and in it, per process, rows of maps in one file of raw
-numbers and their keys, a line each. A row counts once it and its key are written, in this order: an interrupted build
-loses a batch at most and continues where it stopped. Builds of the same shard wait for each other.
+A map is keyed by what it depends on: the bytes of the picture, the box, the sizes of preprocessing, the encoder (its
+weights, its config, the type it computes in). A folder holds one sub-folder per (encoder, preprocessing, dtype)::
+
+    cache.json             what the cache is of, the shape of a map, a checksum of both
+    shard-00000.maps       rows of raw numbers, one map each
+    shard-00000.keys       a line per row: its number, a checksum, the picture's SHA-256 and its box
+
+A row counts once it and its line are written, in this order: an interrupted build loses a batch at most and continues
+where it stopped. The checksum covers number, key and row, and every row that is asked for is checked before it is
+used: what is damaged is computed again, and no damage gives a picture another one's map. Builds of the same shard wait
+for each other; processes that build at once have a shard each.
 """
 
 from __future__ import annotations
@@ -11,10 +18,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,11 +34,15 @@ try:
 except ImportError:  # Windows: there, processes that build at once must differ in their shard
     fcntl = None
 
-from tmrjax.files import DataError, sha256, write_atomic
+from tmrjax.files import DataError, open_regular, parse_json, read_bytes, sha256, write_atomic
 from tmrjax.images import PictureError, load_picture, picture_to_pixels, region_to_pixels
 from tmrjax.record_schema import Box
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = ("float32", "float16")
+_FORMAT = 2  # of the files and of what is done to pixels; part of the identity, so that older caches are left alone
+_LINE = re.compile(rb"(0|[1-9][0-9]{0,17}) ([0-9a-f]{8}) ([0-9a-f]{64}(?::[-+.,0-9e]+)?)", re.ASCII)
 
 
 class PictureRequest(NamedTuple):
@@ -44,10 +58,10 @@ class FeatureCache:
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: str, digests: dict[Path, str]):
         self.folder, self.feature_shape, self.dtype = folder, tuple(shape), dtype
         self._digests = digests
-        self._rows: dict[str, tuple[Path, int]] = {}
+        self._rows: dict[str, _Row] = {}
         self._maps: dict[Path, np.ndarray] = {}
         for keys in sorted(folder.glob("*.keys")):
-            self._rows |= {key: (keys.with_suffix(".maps"), row) for row, key in enumerate(self._written(keys))}
+            self._rows |= {row.key: row for row in self._written(keys)}
 
     def __getstate__(self) -> dict:
         # Workers open the files themselves; a memory map would be pickled as its whole content.
@@ -59,13 +73,16 @@ class FeatureCache:
     def __getitem__(self, request: PictureRequest) -> np.ndarray:
         """The map [patches, C] as float32. Raises KeyError for what :meth:`build` was not asked for."""
         try:
-            path, row = self._rows[self._key(request)]
+            row = self._rows[self._key(request)]
         except KeyError:
             raise KeyError(f"{request.path} {request.box or ''}: not in the feature cache {self.folder}") from None
-        if path not in self._maps:
-            stored = path.stat().st_size // self._row_bytes
-            self._maps[path] = np.memmap(path, self.dtype, "r", shape=(stored, *self.feature_shape))
-        return np.asarray(self._maps[path][row], np.float32)
+        return np.asarray(self._stored(row), np.float32)
+
+    def _stored(self, row: _Row) -> np.ndarray:
+        if row.path not in self._maps:
+            stored = row.path.stat().st_size // self._row_bytes
+            self._maps[row.path] = np.memmap(row.path, self.dtype, "r", shape=(stored, *self.feature_shape))
+        return self._maps[row.path][row.number]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,10 +91,25 @@ class FeatureCache:
     def _row_bytes(self) -> int:
         return int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize
 
-    def _written(self, keys: Path) -> list[str]:
-        """Keys whose rows are there; after a power cut a file may have keys without rows."""
+    def _written(self, keys: Path) -> list[_Row]:
+        """Lines that are whole and whose rows are there; after a power cut a file may have keys without rows."""
         maps = keys.with_suffix(".maps")
-        return _whole_lines(keys)[: maps.stat().st_size // self._row_bytes] if maps.exists() else []
+        stored = maps.stat().st_size // self._row_bytes if maps.exists() else 0
+        matches = (_LINE.fullmatch(line) for line in read_bytes(keys).split(b"\n")[:-1])
+        rows = (_Row(maps, int(m[1]), m[3].decode(), int(m[2], 16)) for m in matches if m)
+        return [row for row in rows if row.number < stored]
+
+    def _drop_damaged(self, requests: Sequence[PictureRequest], pool: ThreadPoolExecutor) -> None:
+        """Forgets the rows asked for that are not what was written; they are computed again."""
+        rows = [self._rows[key] for key in dict.fromkeys(map(self._key, requests)) if key in self._rows]
+        for path in {row.path for row in rows}:  # opened here: the threads only read
+            self._stored(next(row for row in rows if row.path == path))
+        whole = pool.map(lambda row: _checksum(row.number, row.key, self._stored(row)) == row.checksum, rows)
+        damaged = [row for row, is_whole in zip(rows, whole, strict=True) if not is_whole]
+        for row in damaged:
+            del self._rows[row.key]
+        if damaged:
+            logger.warning("%s: %d of %d maps are damaged and computed again", self.folder, len(damaged), len(rows))
 
     def _key(self, request: PictureRequest) -> str:
         digest = self._digests.get(request.path)
@@ -92,7 +124,7 @@ class FeatureCache:
         requests: Sequence[PictureRequest],
         encode: Callable[[np.ndarray], np.ndarray],
         *,
-        weights_hash: str,
+        encoder_identity: Mapping[str, Any],
         size: int,
         resize: int,
         batch_size: int = 32,
@@ -107,7 +139,8 @@ class FeatureCache:
             directory: where caches are kept, shared by all weights and sizes.
             requests: everything that will be asked for; doubles are computed once.
             encode: pixels [batch_size, size, size, 3] -> maps [batch_size, patches, C]; always called with that shape.
-            weights_hash: of the ResNet, a part of the key.
+            encoder_identity: all that the maps depend on beside the pixels (hash of weights, config, type of the
+                computation), as JSON; part of the cache's identity.
             size: see :func:`tmrjax.images.picture_to_pixels`.
             resize: likewise.
             batch_size: pictures at a time.
@@ -122,7 +155,14 @@ class FeatureCache:
         """
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
-        identity = {"weights": weights_hash, "size": size, "resize": resize, "dtype": dtype}
+        identity = {
+            "format": _FORMAT,
+            "encoder": dict(encoder_identity),
+            "size": size,
+            "resize": resize,
+            "dtype": dtype,
+        }
+        identity = json.loads(json.dumps(identity))
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         folder = Path(directory) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,23 +170,27 @@ class FeatureCache:
         with ThreadPoolExecutor(max(num_threads, 1)) as pool:
             digests = _digests(list(dict.fromkeys(request.path for request in requests)), pool)
             about = folder / "cache.json"
-            if about.exists():
-                shape = json.loads(about.read_text())["shape"]
-            else:
-                shape = list(np.shape(encode(np.zeros((batch_size, size, size, 3), np.float32)))[1:])
-                write_atomic(about, json.dumps({**identity, "shape": shape}, indent=2).encode())
+            shape = _read_shape(about, identity)
+            if shape is None:
+                shape = tuple(np.shape(encode(np.zeros((batch_size, size, size, 3), np.float32)))[1:])
+                content = {**identity, "shape": list(shape)}
+                write_atomic(about, json.dumps({**content, "checksum": _json_checksum(content)}, indent=2).encode())
             with _lock(folder / f"shard-{shard:05d}.lock"):
-                cache = cls(folder, tuple(shape), dtype, digests)
+                cache = cls(folder, shape, dtype, digests)
+                cache._drop_damaged(requests, pool)
                 missing = list({cache._key(request): request for request in requests if request not in cache}.items())
                 if missing:
                     cache._append(missing, encode, pool, size, resize, batch_size, progress, shard)
-        return cls(folder, tuple(shape), dtype, digests)
+        return cache
 
     def _append(self, missing, encode, pool, size, resize, batch_size, progress, shard) -> None:
         maps, keys = self.folder / f"shard-{shard:05d}.maps", self.folder / f"shard-{shard:05d}.keys"
         written = self._written(keys) if keys.exists() else []
-        write_atomic(keys, "".join(f"{key}\n" for key in written).encode())  # without what a killed build left
+        # Without half a line that a killed build left, and without what is damaged. A row that has lost its line stays
+        # as a gap: whoever has the file open reads a row as what it was.
+        write_atomic(keys, b"".join(row.line() for row in written if self._rows.get(row.key) == row))
         maps.touch()
+        end = maps.stat().st_size // self._row_bytes
         faults: set[str] = set()
 
         def pixels(request: PictureRequest) -> np.ndarray | None:
@@ -166,8 +210,8 @@ class FeatureCache:
             return [pool.submit(pixels, request) for _, request in chunk]
 
         bar = tqdm(total=len(missing), desc="picture features", unit="map", disable=None if progress else True)
-        with maps.open("r+b") as map_file, keys.open("a", encoding="utf-8") as key_file, bar:
-            map_file.truncate(len(written) * self._row_bytes)
+        with maps.open("r+b") as map_file, keys.open("ab") as key_file, bar:
+            map_file.truncate(end * self._row_bytes)
             map_file.seek(0, 2)
             pending = decode(0)
             for number, chunk in enumerate(chunks):
@@ -180,9 +224,16 @@ class FeatureCache:
                 features = self._checked(np.asarray(encode(batch)))[: len(kept)]
                 map_file.write(features.tobytes())
                 map_file.flush()
-                key_file.write("".join(f"{key}\n" for key, _ in kept))
+                rows = [
+                    _Row(maps, end + place, key, _checksum(end + place, key, features[place]))
+                    for place, (key, _) in enumerate(kept)
+                ]
+                end += len(rows)
+                key_file.write(b"".join(row.line() for row in rows))
                 key_file.flush()
+                self._rows |= {row.key: row for row in rows}
                 bar.update(len(chunk))
+        self._maps.pop(maps, None)  # it has grown
         if faults:
             raise PictureError(
                 self.folder,
@@ -195,7 +246,7 @@ class FeatureCache:
         if features.shape[1:] != self.feature_shape:
             raise ValueError(
                 f"{self.folder}: maps of shape {features.shape[1:]}, but the cache holds {self.feature_shape}; "
-                "do these weights have another weights_hash?"
+                "does this encoder have another identity?"
             )
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(features.astype(self.dtype))
@@ -220,14 +271,46 @@ def _key(digest: str, box: Box | None) -> str:
     return digest if box is None else f"{digest}:{','.join(f'{side:.9g}' for side in box)}"
 
 
-def _whole_lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+class _Row(NamedTuple):
+    """Where a map lies, and the checksum that it was written with."""
+
+    path: Path
+    number: int
+    key: str
+    checksum: int
+
+    def line(self) -> bytes:
+        return f"{self.number} {self.checksum:08x} {self.key}\n".encode()
+
+
+def _checksum(number: int, key: str, row: np.ndarray) -> int:
+    """CRC-32 over the row's number, its key and its bytes: swapped rows and changed keys do not pass either."""
+    return zlib.crc32(row, zlib.crc32(f"{number} {key}\n".encode()))
+
+
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode())[:16]
+
+
+def _read_shape(about: Path, identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The shape of a map as `cache.json` says it; None where that is not there or damaged: it can be made again."""
+    if not about.exists():
+        return None
+    try:
+        content = dict(parse_json(read_bytes(about), str(about)))
+        checksum, shape = content.pop("checksum"), tuple(content["shape"])
+    except (DataError, KeyError, TypeError, ValueError):
+        checksum, content = None, {}
+    if checksum != _json_checksum(content) or {**identity, "shape": content["shape"]} != content:
+        logger.warning("%s is damaged and made again", about)
+        return None
+    return shape
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open_regular(path) as stream:
+            return stream.read()
     except OSError as error:
         raise PictureError(path, f"a file that cannot be read ({error.strerror})", "a picture", "Restore it.") from None
 

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-
 MAX_DEPTH = 100  # levels of JSON; whatever writes or shows a value must be able to walk it too
 
 

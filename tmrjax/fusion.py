@@ -41,15 +41,16 @@ def weight_grains(fine: jax.Array, coarse: jax.Array, scores: jax.Array) -> jax.
         scores: α [B, 3] in the order weaken, complement, strengthen.
 
     Returns:
-        [B, D] in the dtype of ``fine``.
+        [B, D] in the dtype of ``fine``. The scores stay float32 until the sum is made: bfloat16 would round 0.928 to
+        0.9258.
 
     Raises:
         ValueError: shapes do not fit together.
     """
     if fine.shape != coarse.shape or scores.shape != (fine.shape[0], 3):
         raise ValueError(f"fine {fine.shape}, coarse {coarse.shape}, scores {scores.shape}: need [B, D] twice, [B, 3]")
-    scores = scores.astype(fine.dtype)
-    return scores[:, 2:3] * fine + scores[:, 1:2] * coarse
+    scores = scores.astype(jnp.float32)
+    return (scores[:, 2:3] * fine + scores[:, 1:2] * coarse).astype(fine.dtype)
 
 
 class GrainFusion(nn.Module):
@@ -120,7 +121,8 @@ class GrainFusion(nn.Module):
 class TextFusion(nn.Module):
     """Eq. 7: Ḡ = LayerNorm(T^w + MultiHead(Q = T^w, K = V = [G*; G'*])).
 
-    A picture that is not there is masked out of the keys; without any, Ḡ = LayerNorm(T^w).
+    A picture that is not there is masked out of the keys; without any, Ḡ = LayerNorm(T^w). With one picture ("w/o BT")
+    the softmax over one key is 1, and every word is given the same vector. ``dropout`` acts on what is added to T^w.
     """
 
     num_heads: int
@@ -140,7 +142,8 @@ def pool_phrases(phrases: jax.Array, phrase_mask: jax.Array, *, literal: bool) -
 
     Args:
         phrases: T^p [B, P, D].
-        phrase_mask: M^p [B, P], True where valid.
+        phrase_mask: M^p [B, P], True where valid; [CLS] and [SEP] are counted where the mask holds them, as it does in
+            this project's batches (the paper does not say). With six content pieces they are a quarter of the mean.
         literal: the paper's sum; else (ours) that sum divided by max(1, Σ_k M^p_k): it stands beside single states.
 
     Returns:

@@ -53,6 +53,19 @@ def decode_picture(data: bytes, name: str | os.PathLike) -> Image.Image:
     return _load(io.BytesIO(data), name)
 
 
+def upright_rgb(picture: Image.Image, name: str | os.PathLike) -> Image.Image:
+    """As :func:`load_picture`, from an open picture; `name` is what an error calls it."""
+    if picture.width * picture.height > MAX_PIXELS:
+        found = f"a picture of {picture.width} x {picture.height}"
+        raise PictureError(name, found, f"at most {MAX_PIXELS:,} pixels", "Scale it down.")
+    try:
+        return _to_rgb(ImageOps.exif_transpose(picture), name)
+    except PictureError:
+        raise
+    except Exception as error:  # a file that Pillow has opened, but not decoded yet
+        raise PictureError(name, f"a damaged picture ({error})", "a whole one", "Download it again.") from None
+
+
 def _load(file: BinaryIO, name: str | os.PathLike) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as picture:

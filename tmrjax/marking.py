@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tmrjax.tagging import Tokenizer
+from tmrjax.tagging import Tokenizer, pieces_of_words, unknown_words
 
 MARKERS = ("[unused0]", "[unused1]", "[unused2]", "[unused3]")  # before and after the head, before and after the tail
 
@@ -22,7 +22,8 @@ class MarkedPieces(NamedTuple):
     """A post with two marked entities as BERT reads it.
 
     input_ids: [CLS], the pieces of the window's words with four markers among them, [SEP]. head_start, tail_start:
-    positions of [unused0] and [unused2]. cut: words outside of the window. empty: words without any piece.
+    positions of [unused0] and [unused2]. cut: words outside of the window. empty: words without any piece. unknown:
+    words of whose pieces at least half are [UNK].
     """
 
     input_ids: list[int]
@@ -30,6 +31,7 @@ class MarkedPieces(NamedTuple):
     tail_start: int
     cut: list[int]
     empty: list[int]
+    unknown: list[int]
 
 
 def marker_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -66,10 +68,7 @@ def encode_marked(
         if not 0 <= start < end <= len(tokens):
             raise ValueError(f"{name} [{start}, {end}) lies outside of {len(tokens)} words")
     before_head, after_head, before_tail, after_tail = marker_ids(tokenizer)
-    encoding = tokenizer(list(tokens), is_split_into_words=True, add_special_tokens=False)
-    pieces: list[list[int]] = [[] for _ in tokens]
-    for piece, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
-        pieces[word].append(piece)
+    pieces = pieces_of_words(tokenizer, tokens)
     first, last = _window([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
     input_ids, positions = [tokenizer.cls_token_id], {}
     for word in range(first, last):
@@ -88,6 +87,7 @@ def encode_marked(
         positions[before_tail],
         cut=[word for word in range(len(tokens)) if not first <= word < last],
         empty=[word for word, ids in enumerate(pieces) if not ids],
+        unknown=unknown_words(tokenizer, pieces),
     )
 
 

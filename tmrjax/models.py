@@ -27,7 +27,9 @@ side of a picture in pixels, C channels of the ResNet's map. Masks are True wher
     tags                                [B, W]              NER, for the loss; ``release``: [B, T]
     head_start, tail_start              [B]                 RE: position of the marker before the entity
     relation                            [B]                 RE, for the loss
-    phrase_ids, phrase_mask             [B, P]              not ``text``: [CLS] phrases [SEP], nothing without phrases
+    phrase_ids, phrase_mask             [B, P]              not ``text``: [CLS] phrases [SEP], nothing without phrases;
+                                                            otherwise for converted checkpoints
+                                                            (:func:`tmrjax.examples.phrase_ids_of`)
     image                               [B, S, S, 3]        pixels of the whole picture, or instead of them
     image_features                      [B, 49, C]          its ResNet map
     image_mask                          [B]                 whether there is a picture
@@ -94,7 +96,8 @@ class TMR(nn.Module, kw_only=True):
         use_scores: False replaces Eq. 4 by Eq. 2 ("w/o MDE").
         grains: both, or one for the paper's "fine only" and "coarse only".
         literal: the paper's bare sums (:mod:`tmrjax.fusion`).
-        dropout: on text states and on the last layer's input.
+        dropout: on what Eq. 7 adds to the text states, and on the last layer's input. The dropout inside of BERT is
+            that of its own config.json, in ``bert``.
         dtype: of the encoders and the fusion; what the model returns is float32 always.
         batch_norm: "frozen" or "train".
         freeze_text, freeze_pictures: no gradient into that encoder.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from tmrjax.batching import BatchPlan, PlannedBatches
 from tmrjax.examples import RelationExample, TaggingExample, TextSettings
@@ -64,11 +65,15 @@ class PixelSource:
             arrays[f"{prefix}regions"] = np.zeros((NUM_REGIONS, *shape), np.float32)
         return arrays
 
+    def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
+        """The picture of a record as RGB."""
+        return load_picture(path)
+
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Decode each picture once, whole and in regions."""
         arrays = self.empty()
         for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
-            picture = load_picture(path)
+            picture = self.open(record, prefix, path)
             arrays[f"{prefix}image"] = self.settings.whole_pixels(picture)
             for i, box in enumerate(boxes):
                 arrays[f"{prefix}regions"][i] = self.settings.region_pixels(picture, box)

@@ -10,27 +10,53 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tmrjax.checkpoints import CheckpointError, load_best
-from tmrjax.files import DataError
-from tmrjax.posts import PAIR_KEYS, Post, read_post, words_of_characters
-from tmrjax.reader import Reader
+from tmrjax.examples import PairDistanceError, unknown_warning
+from tmrjax.files import DataError, sha256
+from tmrjax.posts import (
+    Given,
+    Post,
+    PostError,
+    PostOptions,
+    PostPictures,
+    UnreadPostsError,
+    id_of,
+    located,
+    read_post,
+    with_pair,
+    without_pair,
+)
+from tmrjax.reader import Reader, tree_hash
 from tmrjax.record_schema import NO_RELATION, DatasetInfo, Record
 from tmrjax.relation_classifier import RelationClassifier
 from tmrjax.sharding import make_mesh, replicate
 from tmrjax.tagger import Prediction, Tagger
-from tmrjax.tagging import Word, character_spans
+from tmrjax.tagging import character_spans
+from tmrjax.word_splitting import Word, has_run
 
 logger = logging.getLogger(__name__)
 
 READERS: dict[str, type[Reader]] = {"ner": Tagger, "re": RelationClassifier}
 
-Posts = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-Progress = Callable[[Iterator, int], Iterator]
+Posts = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+
+JOINED_WITHOUT_BLANKS = ("graphemes", "characters", "segmented")
+WORDS_BEFORE_A_SHARE = 20  # that are read before a share of them is worth a warning
+ADVICE_ON_DISTANCE = "Leave the pair out, or train with a larger data.max_pieces."
+UNCERTAIN = {
+    "unseen": "some posts are in a script that writes no blanks between words, and the data that this checkpoint was "
+    "trained on hold none (or it was saved before that was kept): a whole run is read as one word. Give 'tokens' as in "
+    "the training data, or say how to split: word_splitting='graphemes' (--word-splitting)",
+    "segmented": "some posts are in a script that writes no blanks between words, and the words of the training data "
+    "were cut out by a program: raw text is split into characters here, so give 'tokens' cut by that program",
+}
 
 
 def reader_from_meta(meta: Mapping[str, Any]) -> Reader:
@@ -42,19 +68,70 @@ def reader_from_meta(meta: Mapping[str, Any]) -> Reader:
 
 
 class Predictor:
-    """A restored checkpoint that reads raw posts."""
+    """A restored checkpoint that reads raw posts.
 
-    def __init__(self, reader: Reader, variables: Mapping[str, Any], meta: Mapping[str, Any], *, devices: int | None):
+    Attributes:
+        reader, meta: of the checkpoint.
+        joiner: what stands between the ``tokens`` of a post in its text.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        variables: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        *,
+        devices: int | None,
+        joiner: str | None = None,
+    ):
         self.reader, self.meta = reader, meta
+        self.joiner = ("" if reader.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
         self._step = reader.predict_step(self.mesh)
+        self._said: set[str] = set()
+        self._words = self._unknown = 0
 
     @classmethod
-    def load(cls, workdir: str | Path, *, devices: int | None = None) -> Predictor:
-        """The best checkpoint of a workdir; nothing else is read. Raises CheckpointError where there is none."""
+    def load(
+        cls,
+        workdir: str | Path,
+        *,
+        devices: int | None = None,
+        windows: bool | None = None,
+        word_splitting: str | None = None,
+        joiner: str | None = None,
+    ) -> Predictor:
+        """The best checkpoint of a workdir; nothing else is read.
+
+        Args:
+            workdir: of a training run or a conversion.
+            devices: how many; all unless given.
+            windows: whether NER reads long posts in windows; as trained unless given, and True for a checkpoint from
+                before windows.
+            word_splitting: how raw text becomes words, one of :data:`tmrjax.word_splitting.SPLITTINGS`; as the
+                training data were split unless given.
+            joiner: what stands between the ``tokens`` of a post in its text; a blank, and nothing where the training
+                data were split into characters.
+
+        Raises:
+            CheckpointError: there is none in ``workdir``.
+            ValueError: an unknown ``word_splitting``.
+        """
         variables, meta = load_best(Path(workdir))
-        return cls(reader_from_meta(meta), variables, meta, devices=devices)
+        reader = reader_from_meta(meta)
+        text = dataclasses.replace(
+            reader.text,
+            windows=meta["text"].get("windows", True) if windows is None else windows,
+            word_splitting=word_splitting or reader.text.word_splitting,
+        )
+        reader = dataclasses.replace(reader, text=text)
+        return cls(reader, variables, meta, devices=devices, joiner=joiner)
+
+    def identity(self) -> str:
+        """SHA-256 over the reader and its weights: equal where two predictors give equal results."""
+        described = json.dumps({**self.reader.to_meta(), "joiner": self.joiner}, sort_keys=True)
+        return sha256((described + tree_hash(self.variables)).encode())
 
     def entities(
         self,
@@ -62,41 +139,38 @@ class Predictor:
         *,
         root: str | Path = ".",
         batch_size: int = 16,
-        progress: Progress = lambda batches, _: batches,
+        on_error: str = "raise",
+        allow_outside: bool = False,
+        carry: Sequence[str] = (),
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Entities of one post or of many; for a checkpoint of MNER.
 
         Args:
-            posts: dicts with ``text`` or ``tokens``, and what there is of ``image``, ``regions``, ``phrases``,
-                ``scores``, ``generated_image``, ``generated_regions``, ``generated_scores``, ``id``.
-            root: folder that paths of pictures are relative to.
-            batch_size: posts at a time, rounded up to a multiple of the devices.
-            progress: wraps the iterator of batches, given their number.
+            posts: texts, or dicts with ``text`` or ``tokens``, and what there is of ``image``, ``regions``,
+                ``phrases``, ``scores``, ``generated_image``, ``generated_regions``, ``generated_scores``, ``id``.
+                A picture is a path, a PIL picture, an array uint8 [H, W, 3] or the bytes of a picture file. Other keys
+                are carried through to the result, unless they look like a misspelt one of these.
+            root: folder that paths of pictures are relative to. A path given as a string must not lead out of it; a
+                ``pathlib.Path`` may.
+            batch_size: posts at a time, rounded up to a multiple of the devices. Many posts are padded to whole
+                batches, so that few programs are compiled.
+            on_error: "raise", or "return" an object {"id", "error"} in the place of a post that cannot be read.
+            allow_outside: lift the rule of ``root``.
+            carry: keys to carry through although they look like a misspelt one.
 
         Returns:
-            per post {"id", "text", "entities", "masked", "unread_words"}: entities with "start", "end" (characters;
-            ``text[start:end]`` is the entity), "text", "label" and "score" (the exact probability, under the CRF, of
-            this entity); masked names the inputs that the model was trained with and this post lacks; unread_words
-            counts the words behind the length limit.
+            per post {"id", "text", "entities", "masked", "unread_words", "unknown_words"}: entities with "start", "end"
+            (characters; ``text[start:end]`` is the entity), "text", "label" and "score" (the exact probability, under
+            the CRF, of this entity); masked names the inputs that the model was trained with and this post lacks;
+            unread_words counts words behind the length limit, unknown_words those that the vocabulary does not know.
 
         Raises:
-            tmrjax.records.DataError: a post that is not as described, or a picture that cannot be read.
+            tmrjax.files.DataError: the one post is not as described, or its picture cannot be read.
+            UnreadPostsError: the same for some of many posts, after all the others are done.
             CheckpointError: the checkpoint is not one of MNER.
         """
         self._expect("ner", "entities", "relations")
-        single, given, read = self._read(posts)
-        self._warn([post.record for post in read])
-        examples, predictions = self._predict([post.record for post in read], root, batch_size, progress)
-        results = [
-            {
-                **_head_of_result(given_post, post),
-                "entities": _entities(post.text, post.words, prediction),
-                "masked": self._masked(post.record),
-                "unread_words": len(example.pieces.cut),
-            }
-            for given_post, post, prediction, example in zip(given, read, predictions, examples, strict=True)
-        ]
-        return results[0] if single else results
+        return self._all(posts, root, batch_size, on_error, allow_outside, carry)
 
     def relations(
         self,
@@ -106,7 +180,9 @@ class Predictor:
         keep_none: bool = False,
         root: str | Path = ".",
         batch_size: int = 16,
-        progress: Progress = lambda batches, _: batches,
+        on_error: str = "raise",
+        allow_outside: bool = False,
+        carry: Sequence[str] = (),
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Relations in one post or in many; for a checkpoint of MRE.
 
@@ -116,51 +192,60 @@ class Predictor:
                 entities that ``entities`` finds is asked for.
             entities: a checkpoint of MNER, for posts without ``head`` and ``tail``.
             keep_none: whether pairs that were found, not given, and have the relation ``None`` are listed too.
-            root, batch_size, progress: as for :meth:`entities`.
+            root, batch_size, on_error, allow_outside, carry: as for :meth:`entities`.
 
         Returns:
-            per post {"id", "text", "relations", "masked", "unread_words"}: relations with "head" and "tail" (each
-            {"start", "end", "text"} in characters, from :meth:`entities` also "label" and "score"), "relation" and
-            "score" (its probability); unread_words counts words outside of the window around the pair, the largest
-            number of any pair.
+            per post {"id", "text", "relations", "masked", "unread_words", "unknown_words", "unread_pairs"}: relations
+            with "head" and "tail" (each {"start", "end", "text"} in characters, from :meth:`entities` also "label" and
+            "score"), "relation" and "score" (its probability); unread_words counts words outside of the window around
+            the pair, the largest number of any pair; unread_pairs counts found pairs too far apart for one window.
 
         Raises:
-            tmrjax.records.DataError: a post that is not as described, head and tail equal, a pair too far apart, a
-                picture that cannot be read, or no pair and no ``entities``.
+            tmrjax.files.DataError, UnreadPostsError: as for :meth:`entities`; also head and tail equal, a given pair
+                too far apart, or no pair and no ``entities``.
             CheckpointError: the checkpoint is not one of MRE, or ``entities`` not one of MNER.
         """
         self._expect("re", "relations", "entities")
-        single, given, read = self._read(posts)
-        self._warn([post.record for post in read])
-        pairs = [[tuple(_located(post, span) for span in post.pair)] if post.pair else [] for post in read]
-        without = [index for index, post in enumerate(read) if post.pair is None]
-        if without:
-            if entities is None:
-                raise DataError(
-                    f"post {without[0]}",
-                    "neither 'head' nor 'tail'",
-                    "two spans, or a checkpoint of MNER to find entities with",
-                    "Give both spans, or entities=Predictor.load(MNER_WORKDIR) (--entities on the command line).",
-                )
-            plain = [{key: value for key, value in given[i].items() if key not in PAIR_KEYS} for i in without]
-            found = entities.entities(plain, root=root, batch_size=batch_size, progress=progress)
-            for index, result in zip(without, found, strict=True):
-                pairs[index] = list(itertools.permutations(result["entities"], 2))
-        asked = [(index, pair) for index, found in enumerate(pairs) for pair in found]
-        records = [_with_pair(read[index], pair) for index, pair in asked]
-        examples, predictions = self._predict(records, root, batch_size, progress)
-        results = [
-            {**_head_of_result(one, post), "relations": [], "masked": self._masked(post.record), "unread_words": 0}
-            for one, post in zip(given, read, strict=True)
-        ]
-        for (index, (head, tail)), example, prediction in zip(asked, examples, predictions, strict=True):
-            result = results[index]
-            result["unread_words"] = max(result["unread_words"], len(example.pieces.cut))
-            if prediction.relation != NO_RELATION or keep_none or read[index].pair:
-                result["relations"].append(
-                    {"head": head, "tail": tail, "relation": prediction.relation, "score": prediction.probability}
-                )
-        return results[0] if single else results
+        search = {"entities": entities, "keep_none": keep_none}
+        return self._all(posts, root, batch_size, on_error, allow_outside, carry, **search)
+
+    def stream(self, posts: Iterable[Any], *, on_error: str = "raise", **options: Any) -> Iterator[dict[str, Any]]:
+        """The results of :meth:`entities` or :meth:`relations`, post by post, in constant memory.
+
+        Reads ``chunk`` posts (256 unless given) ahead. With ``on_error="raise"`` the first bad post raises in its
+        place, after the results of those before it. ``options``: ``chunk`` and those of the task's method.
+        """
+        _check_on_error(on_error)
+        given = (Given(post, f"post {index}") for index, post in enumerate(posts))
+        for _, outcome in self.outcomes(given, **options):
+            if isinstance(outcome, PostError):
+                if on_error == "raise":
+                    raise outcome.error
+                outcome = outcome.to_json()  # noqa: PLW2901
+            yield outcome
+
+    def outcomes(
+        self,
+        posts: Iterable[Given],
+        *,
+        entities: Predictor | None = None,
+        keep_none: bool = False,
+        root: str | Path = ".",
+        batch_size: int = 16,
+        allow_outside: bool = False,
+        carry: Sequence[str] = (),
+        chunk: int = 256,
+    ) -> Iterator[tuple[Given, dict[str, Any] | PostError]]:
+        """Each post with its result or its error, in order; what :meth:`stream` and the command are made of."""
+        if entities is not None:
+            entities._expect("ner", "entities", "relations")
+        options = PostOptions(Path(root), allow_outside, self.reader.text.word_splitting, self.joiner, tuple(carry))
+        size = -(-batch_size // self.mesh.size) * self.mesh.size
+        posts, first = iter(posts), 0
+        while some := list(itertools.islice(posts, chunk)):
+            found = self._chunk(some, first, options, size, entities, keep_none)
+            yield from zip(some, found, strict=True)
+            first += len(some)
 
     def _expect(self, task: str, called: str, instead: str) -> None:
         if self.reader.task != task:
@@ -168,26 +253,124 @@ class Predictor:
                 f"this checkpoint is one for {self.reader.task!r}: it has .{instead}(), not .{called}()"
             )
 
-    def _read(self, posts: Posts) -> tuple[bool, list[Mapping[str, Any]], list[Post]]:
-        single = isinstance(posts, Mapping)
-        given = [posts] if single else list(posts)
-        info = DatasetInfo(name="posts", task=self.reader.task, labels=self.reader.labels)
-        return single, given, [read_post(post, info, where=f"post {i}") for i, post in enumerate(given)]
+    def _all(self, posts: Posts, root, batch_size: int, on_error: str, allow_outside: bool, carry, **search: Any):
+        _check_on_error(on_error)
+        single = isinstance(posts, str | Mapping)
+        given = [Given(post, f"post {index}") for index, post in enumerate([posts] if single else posts)]
+        # One post is read as one row; any other number in batches of one size, since each size is compiled anew.
+        size = 1 if len(given) == 1 else batch_size
+        found = self.outcomes(given, root=root, batch_size=size, allow_outside=allow_outside, carry=carry, **search)
+        results = [outcome for _, outcome in found]
+        errors = [outcome for outcome in results if isinstance(outcome, PostError)]
+        if errors and on_error == "raise":
+            if single:
+                raise errors[0].error
+            raise UnreadPostsError([None if isinstance(one, PostError) else one for one in results], errors)
+        results = [one.to_json() if isinstance(one, PostError) else one for one in results]
+        return results[0] if single else results
 
-    def _predict(self, records: Sequence[Record], root: str | Path, batch_size: int, progress: Progress):
-        examples = self.reader.encode(records)
-        devices = self.mesh.size
+    def _chunk(
+        self,
+        given: Sequence[Given],
+        first: int,
+        options: PostOptions,
+        batch_size: int,
+        entities: Predictor | None,
+        keep_none: bool,
+    ) -> list[dict[str, Any] | PostError]:
+        """Results or errors of some posts; no error of one post touches another."""
+        info = DatasetInfo(name="posts", task=self.reader.task, labels=self.reader.labels)
+        posts: dict[int, Post] = {}
+        errors: dict[int, DataError] = {}
+        for index, one in enumerate(given):
+            try:
+                if one.error is not None:
+                    raise one.error
+                posts[index] = read_post(one.post, info, where=one.where, options=options)
+            except DataError as failure:
+                errors[index] = failure
+        if self.reader.task == "ner":
+            asked = [(index, None, post.record) for index, post in posts.items()]
+        else:
+            asked = self._pairs(given, posts, errors, options, batch_size, entities)
+        rows, unread_pairs = [], Counter()
+        for index, pair, record in asked:
+            try:
+                rows.append((index, pair, *self.reader.encode([record], say=None)))
+            except PairDistanceError as failure:
+                if posts[index].pair is None:
+                    unread_pairs[index] += 1
+                else:
+                    errors[index] = DataError(
+                        given[index].where,
+                        failure.found,
+                        failure.expected,
+                        "Leave the pair out, or train with a larger data.max_pieces.",
+                    )
+        pixels = self.reader.pixels(options.root)
+        pictures = pixels and PostPictures(pixels, {post.record.id: post.pictures for post in posts.values()})
+        examples = [example for _, _, example in rows]
         predictions = self.reader.predict(
-            self._step,
-            self.variables,
-            examples,
-            self.reader.pixels(Path(root)),
-            self.mesh,
-            batch_size=-(-min(batch_size, max(len(records), 1)) // devices) * devices,
-            probabilities=True,
-            progress=progress,
+            self._step, self.variables, examples, pictures, self.mesh, batch_size=batch_size, probabilities=True
         )
-        return examples, predictions
+        results = {}
+        for index, post in posts.items():
+            failure = pictures.errors.get(post.record.id) if pictures else None
+            if failure is not None:
+                errors.setdefault(index, failure)
+            kind = {"ner": "entities", "re": "relations"}[self.reader.task]
+            results[index] = {"id": post.id, "text": post.text, kind: [], "masked": self._masked(post.record)}
+            results[index] |= {"unread_words": 0, "unknown_words": 0}
+            if kind == "relations":
+                results[index]["unread_pairs"] = unread_pairs[index]
+        for (index, pair, example), prediction in zip(rows, predictions, strict=True):
+            result, post = results[index], posts[index]
+            result["unread_words"] = max(result["unread_words"], len(example.pieces.cut))
+            result["unknown_words"] = len(example.pieces.unknown)
+            if pair is None:
+                result["entities"] = _entities(post.text, post.words, prediction)
+            elif prediction.relation != NO_RELATION or keep_none or post.pair:
+                relation = {"relation": prediction.relation, "score": prediction.probability}
+                result["relations"].append({"head": pair[0], "tail": pair[1], **relation})
+        self._warn([(posts[index], results[index]) for index in posts if index not in errors])
+        return [
+            PostError(first + index, id_of(one.post), errors[index])
+            if index in errors
+            else results[index] | posts[index].carried
+            for index, one in enumerate(given)
+        ]
+
+    def _pairs(
+        self, given, posts: Mapping[int, Post], errors: dict[int, DataError], options: PostOptions, batch_size, entities
+    ) -> list[tuple[int, tuple, Record]]:
+        """(post, pair, record) of every pair that is asked for: the given one, or all of the entities of a post."""
+        pairs = {i: [tuple(located(post, span) for span in post.pair)] for i, post in posts.items() if post.pair}
+        without = [index for index, post in posts.items() if post.pair is None]
+        if entities is None:
+            for index in without:
+                errors[index] = DataError(
+                    given[index].where,
+                    "neither 'head' nor 'tail'",
+                    "two spans, or a checkpoint of MNER to find entities with",
+                    "Give both spans, or entities=Predictor.load(MNER_WORKDIR) (--entities on the command line).",
+                )
+        else:
+            plain = [given[i]._replace(post=without_pair(given[i].post)) for i in without]
+            found = entities.outcomes(
+                plain,
+                root=options.root,
+                batch_size=batch_size,
+                allow_outside=options.allow_outside,
+                carry=options.carry,
+                chunk=max(len(plain), 1),
+            )
+            for index, (_, outcome) in zip(without, found, strict=True):
+                if isinstance(outcome, PostError):
+                    errors[index] = outcome.error
+                else:
+                    pairs[index] = list(itertools.permutations(outcome["entities"], 2))
+        asked = [(index, pair) for index in sorted(pairs) for pair in pairs[index]]
+        return [(index, pair, with_pair(posts[index], pair)) for index, pair in asked]
 
     def _masked(self, record: Record) -> list[str]:
         names = []
@@ -197,15 +380,38 @@ class Predictor:
             names.append("generated picture")
         return names
 
-    def _warn(self, records: Sequence[Record]) -> None:
-        masked = [self._masked(record) for record in records]
-        for name in dict.fromkeys(name for names in masked for name in names):
-            count = sum(name in names for names in masked)
-            logger.warning("%d of %d posts come without %s: that input is masked", count, len(records), name)
+    def _warn(self, read: Sequence[tuple[Post, Mapping[str, Any]]]) -> None:
+        """What a user should know of the posts, each thing once in the life of a predictor."""
+        text = self.reader.text
+        for name in ("picture", "generated picture"):
+            count = sum(name in result["masked"] for _, result in read)
+            if count:
+                self._say(name, "%d of %d posts come without %s: that input is masked", count, len(read), name)
+        unread = sum(result["unread_words"] > 0 for _, result in read)
+        if unread:
+            self._say(
+                "unread",
+                "%d of %d posts have words outside of the limit of %d word pieces, which are not read: 'unread_words' "
+                "of a result counts them",
+                unread, len(read), text.max_pieces,
+            )  # fmt: skip
+        if text.word_splitting in UNCERTAIN and any(post.is_raw and has_run(post.text) for post, _ in read):
+            self._say("splitting", "%s", UNCERTAIN[text.word_splitting])
+        self._words += sum(len(post.words) for post, _ in read)
+        self._unknown += sum(result["unknown_words"] for _, result in read)
+        unknown = unknown_warning(self._words, self._unknown) if self._words >= WORDS_BEFORE_A_SHARE else None
+        if unknown:
+            self._say("unknown", "%s", unknown)
+
+    def _say(self, what: str, message: str, *arguments: Any) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning(f"{message} (said once)", *arguments)
 
 
-def _head_of_result(given: Mapping[str, Any], post: Post) -> dict[str, Any]:
-    return {"id": given.get("id"), "text": post.text}
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error must be 'raise' or 'return', not {on_error!r}")
 
 
 def _entities(text: str, words: Sequence[Word], prediction: Prediction) -> list[dict[str, Any]]:
@@ -214,13 +420,3 @@ def _entities(text: str, words: Sequence[Word], prediction: Prediction) -> list[
         {"start": start, "end": end, "text": text[start:end], "label": label, "score": probability}
         for (start, end, label), probability in zip(located, prediction.probabilities, strict=True)
     ]
-
-
-def _located(post: Post, span: tuple[int, int]) -> dict[str, Any]:
-    start, end = post.words[span[0]].start, post.words[span[1] - 1].end
-    return {"start": start, "end": end, "text": post.text[start:end]}
-
-
-def _with_pair(post: Post, pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Record:
-    head, tail = (words_of_characters(post.words, entity["start"], entity["end"]) for entity in pair)
-    return dataclasses.replace(post.record, head=head, tail=tail)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tmrjax.encoders.resnet import ResNetEncoder
-from tmrjax.examples import TextSettings
+from tmrjax.examples import TextSettings, say_what_is_lost
 from tmrjax.feature_cache import FeatureCache
 from tmrjax.models import TMR, model_from_dict, model_to_dict
 from tmrjax.pipeline import (
@@ -70,8 +70,30 @@ class Reader:
 
     # ------------------------------------------------------------------ the task's
 
-    def encode(self, records: Sequence[Record]) -> list[Example]:
-        """Records as integers."""
+    def encode(self, records: Sequence[Record], *, say: str | None = "posts") -> list[Example]:
+        """Records as integers, one example each. What the encoder does not get is logged under the name ``say``."""
+        examples = self._encode(records)
+        if say:
+            say_what_is_lost(examples, self.text, say)
+        return examples
+
+    def _encode(self, records: Sequence[Record]) -> list[Example]:
+        raise NotImplementedError
+
+    def training_rows(self, examples: Sequence[Example]) -> list[Example]:
+        """What batches of training are made of: the examples, or the windows of those that are too long for one."""
+        return list(examples)
+
+    def rows(self, example: Example) -> list[Example]:
+        """The rows of a batch that :meth:`predict` reads an example in."""
+        return [example]
+
+    def _scores(self, output: Any, rows: Mapping[int, Example]) -> dict[int, np.ndarray]:
+        """What rows that are windows hold for the words that they own."""
+        raise NotImplementedError
+
+    def _joined(self, output: Any, scores: Sequence[np.ndarray]) -> Any:
+        """The step's output for one post from the scores of its windows; for :meth:`_decode`."""
         raise NotImplementedError
 
     def loss(self) -> Loss:
@@ -121,7 +143,7 @@ class Reader:
             model=model_from_dict(cls.task, meta["model"]),
             labels=tuple(meta["labels"]),
             tokenizer=tokenizer_from_json(meta["tokenizer"]),
-            text=TextSettings(**meta["text"]),
+            text=TextSettings.from_meta(meta["text"]),
             pictures=PictureSettings(**meta["pictures"]),
             buckets=tuple(meta["buckets"]),
             **fields,
@@ -144,6 +166,20 @@ class Reader:
             )
         return PixelSource(root, self.model.prefixes, self.pictures)
 
+    def picture_maps(self) -> Callable[[Mapping[str, Any], Any], jax.Array]:
+        """The compiled ResNet: its variables, pixels [N, size, size, 3] -> maps [N, patches, C] in float32.
+
+        The variables are an argument. Weights that a function closes over would be written into its program.
+        """
+        module = ResNetEncoder(self.model.resnet, self.model.dtype)
+
+        @jax.jit
+        def encode(variables, pixels):
+            maps, _ = module.apply(variables, pixels, train=False)
+            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
+
+        return encode
+
     def features(
         self,
         root: Path,
@@ -163,22 +199,21 @@ class Reader:
                 "data.feature_cache=False"
             )
         resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in ("params", "batch_stats")}
-        module = ResNetEncoder(self.model.resnet, self.model.dtype)
-
-        @jax.jit
-        def encode(pixels):
-            maps, _ = module.apply(resnet, pixels, train=False)
-            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
-
+        encode = self.picture_maps()
         cache = FeatureCache.build(
             directory,
             picture_requests(records, root, self.model.prefixes),
-            lambda pixels: np.asarray(encode(pixels)),
-            weights_hash=tree_hash(resnet),
+            lambda pixels: np.asarray(encode(resnet, pixels)),
+            encoder_identity={
+                "weights": tree_hash(resnet),
+                "config": self.model.resnet.to_dict(),
+                "dtype": jnp.dtype(self.model.dtype).name,
+            },
             size=self.pictures.size,
             resize=self.pictures.resize,
             dtype=dtype,
             progress=progress,
+            shard=jax.process_index(),
         )
         return FeatureSource(root, self.model.prefixes, cache)
 
@@ -207,18 +242,33 @@ class Reader:
     ) -> list[Any]:
         """Read posts in the order of ``examples``; no post is dropped, whatever the batch size is.
 
+        A post that is read in windows becomes several rows; its prediction is made of all of them together.
         ``progress`` wraps the iterator of batches, given their number.
         """
         if not examples:
             return []
-        plan = BatchPlan([len(example.pieces.input_ids) for example in examples], self.buckets, batch_size)
-        batches = Batches(examples, plan, self.collator(pictures), jax.process_index(), jax.process_count())
+        rows, owners, waiting = [], [], []
+        for owner, example in enumerate(examples):
+            parts = self.rows(example)
+            rows += parts
+            owners += [(owner, number) for number in range(len(parts))]
+            waiting.append([None] * len(parts))
+        plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
+        batches = Batches(rows, plan, self.collator(pictures), jax.process_index(), jax.process_count())
         results: list[Any] = [None] * len(examples)
         for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             output = step(variables, shard_batch(batch, mesh))
-            rows = {row: examples[index] for row, index in enumerate(indices) if index >= 0}
-            for row, prediction in self._decode(output, rows, probabilities=probabilities).items():
-                results[indices[row]] = prediction
+            there = {row: index for row, index in enumerate(indices) if index >= 0}
+            whole = {row: rows[index] for row, index in there.items() if len(waiting[owners[index][0]]) == 1}
+            for row, prediction in self._decode(output, whole, probabilities=probabilities).items():
+                results[owners[there[row]][0]] = prediction
+            windows = {row: rows[index] for row, index in there.items() if row not in whole}
+            for row, scores in self._scores(output, windows).items() if windows else ():
+                owner, number = owners[there[row]]
+                waiting[owner][number] = scores
+                if all(part is not None for part in waiting[owner]):
+                    joined, waiting[owner] = self._joined(output, waiting[owner]), [None] * len(waiting[owner])
+                    results[owner] = self._decode(joined, {0: examples[owner]}, probabilities=probabilities)[0]
         return results
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tmrjax.examples import RelationExample, encode_relations
+from tmrjax.examples import RelationExample, count_words, encode_relations
 from tmrjax.models import TMRForRE
 from tmrjax.reader import Reader
 from tmrjax.records import Record
@@ -43,8 +43,8 @@ class RelationClassifier(Reader):
                 f"{self.labels}"
             )
 
-    def encode(self, records: Sequence[Record]) -> list[RelationExample]:
-        """Word pieces with markers, and relations, of records; raises DataError where both entities do not fit."""
+    def _encode(self, records: Sequence[Record]) -> list[RelationExample]:
+        """Word pieces with markers, and relations; raises PairDistanceError where both entities do not fit."""
         return encode_relations(records, self.tokenizer, self.labels, self.text)
 
     def loss(self) -> Loss:
@@ -56,9 +56,10 @@ class RelationClassifier(Reader):
         return make_classification_step(self.model, mesh)
 
     def report(self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]) -> dict[str, Any]:
-        """Scores without ``None``, and confusion counts (:func:`tmrjax.report.relation_report`)."""
+        """Scores without ``None``, confusion counts (:func:`tmrjax.report.relation_report`) and counts of words."""
         gold = [example.record.relation for example in examples]
-        return relation_report(gold, [prediction.relation for prediction in predictions], self.labels)
+        scores = relation_report(gold, [prediction.relation for prediction in predictions], self.labels)
+        return scores | {"words": count_words(examples)}
 
     def prediction_rows(
         self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]

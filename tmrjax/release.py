@@ -18,8 +18,10 @@ RE         x = [H_head; H_tail; (Σ_P H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_
            2 D; representation = x W_f + b [2 D]; logits = representation W + b. The phrases are read with a mask that
            is all zeros in the released code: every position is attended alike, padding too.
 
-Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. One thing is ours: masked pictures
-contribute nothing; the authors fed them as zero pictures.
+Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. What goes in is not decided here:
+:func:`tmrjax.examples.phrase_ids_of` and :mod:`tmrjax.preprocessing` make the phrases and pixels that the released code
+reads, and a converted checkpoint keeps the settings. One thing is ours: masked pictures contribute nothing. The authors
+fed zeros in their place, which ``--missing=zeros`` of convert_release.py repeats.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from tmrjax.attention import PRECISION, attention_logits
 
 EXTENDED_SIZE = 1024  # of E(u) per position
 COMBINED_SIZE = 1000  # of the layer before the emissions
@@ -49,11 +53,9 @@ class ReleaseFusion(nn.Module):
 
     def _correlation(self, grain, visual, visual_mask, text):
         query, key, value = (getattr(self, f"{role}_{grain}") for role in ("query", "key", "value"))
-        logits = jnp.einsum("bqd,bsd->bqs", query(visual), key(text), preferred_element_type=jnp.float32) / jnp.sqrt(
-            self.hidden_size
-        )
+        logits = attention_logits("bqd,bsd->bqs", query(visual), key(text))
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        attended = jnp.tanh(weights @ value(text))
+        attended = jnp.tanh(jnp.matmul(weights, value(text), precision=PRECISION))
         return jnp.where(visual_mask[..., None], attended, 0).sum(1)
 
     def __call__(self, text, phrases, image, image_mask, regions, region_mask, scores) -> jax.Array:
@@ -67,15 +69,15 @@ class ReleaseFusion(nn.Module):
             scores: [B, 2] = (weak, strong); prepared scores [B, 3] are read as (complement, strengthen).
 
         Returns:
-            u [B, D].
+            u [B, D] in ``dtype``; the scores and their products are float32.
         """
-        weak, strong = (scores[:, -2:].astype(self.dtype))[..., None].swapaxes(0, 1)
+        weak, strong = scores[:, -2:].astype(jnp.float32)[..., None].swapaxes(0, 1)
         patch_mask = jnp.broadcast_to(image_mask[:, None], image.shape[:2])
         patches = jnp.where(patch_mask[..., None], self.visual_projection(image), 0)
         objects = jnp.where(region_mask[..., None], self.visual_projection(regions.sum(2)), 0)
         fine = self._correlation("fine", patches, patch_mask, text) + patches.sum(1)
         coarse = self._correlation("coarse", objects, region_mask, phrases) + objects.sum(1)
-        return strong * fine + weak * coarse
+        return (strong * fine + weak * coarse).astype(self.dtype)
 
 
 class ReleaseTagFusion(ReleaseFusion):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tmrjax.examples import unknown_warning
 from tmrjax.metrics import entity_scores, relation_scores
 from tmrjax.models import TMR
 from tmrjax.records import DatasetInfo
@@ -85,12 +86,23 @@ def format_report(
     labels = ["micro, lenient", name, *report["per_label"]]
     width = max(map(len, labels))
     labels_line = [f"  labels: {version}"] if version else []
-    lines = [title, *labels_line, *(f"  ! {mark}" for mark in warnings_of(info))]
+    lines = [title, *labels_line, *(f"  ! {mark}" for mark in [*warnings_of(info), *_lost_words(report)])]
     lines.append(f"  {name:<{width}}  precision  recall      F1  support")
     for label, row in [*report["per_label"].items(), ("micro", report)]:
         values = f"{100 * row['precision']:9.2f} {100 * row['recall']:7.2f} {100 * row['f1']:7.2f} {row['support']:8d}"
         lines.append(f"  {label:<{width}}  {values}")
     return "\n".join(lines + last_lines(report, width))
+
+
+def _lost_words(report: Mapping[str, Any]) -> list[str]:
+    """What the encoder did not get of the words; nothing for a report without these counts."""
+    counts = report.get("words")
+    if counts is None:
+        return []
+    marks = [unknown_warning(counts["words"], counts["unknown"])]
+    if counts["unread"]:
+        marks.append(f"{counts['unread']} of {counts['words']} words lie outside of the limit and were not read")
+    return [mark for mark in marks if mark]
 
 
 def _lenient_lines(report: Mapping[str, Any], width: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,13 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tmrjax import crf
-from tmrjax.examples import RELEASE_TAGS, TaggingExample, encode_tagging
+from tmrjax.examples import RELEASE_TAGS, TaggingExample, count_words, encode_tagging, tagging_windows
 from tmrjax.models import TMRForNER
 from tmrjax.reader import Reader
 from tmrjax.records import Record
 from tmrjax.report import entity_report
 from tmrjax.tagging import OUTSIDE, Span, TagSet, restore_tags, spans_from_tags
 from tmrjax.train import Loss, make_tagging_step, tagging_loss
+
+logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -69,9 +73,20 @@ class Tagger(Reader):
         """The tagger of a checkpoint's JSON."""
         return super().from_meta(meta, constrained=meta["constrained"], **fields)
 
-    def encode(self, records: Sequence[Record]) -> list[TaggingExample]:
-        """Word pieces and tags of records."""
+    def _encode(self, records: Sequence[Record]) -> list[TaggingExample]:
         return encode_tagging(records, self.tokenizer, self.tag_set, self.text)
+
+    def training_rows(self, examples: Sequence[TaggingExample]) -> list[TaggingExample]:
+        """The examples, and each window of a long post as an example of its own."""
+        rows = [row for example in examples for row in tagging_windows(example, self.text, training=True)]
+        left_out = sum(len(e.pieces.words) for e in examples) - sum(len(row.pieces.words) for row in rows)
+        if left_out:
+            logger.info("%d words of entities longer than the overlap of two windows are not trained on", left_out)
+        return rows
+
+    def rows(self, example: TaggingExample) -> list[TaggingExample]:
+        """The post itself, or its windows."""
+        return tagging_windows(example, self.text)
 
     def loss(self) -> Loss:
         """Eq. 9."""
@@ -82,9 +97,25 @@ class Tagger(Reader):
         return make_tagging_step(self.model, mesh, tags=self.tags if self.constrained else None)
 
     def report(self, examples: Sequence[TaggingExample], predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Strict and lenient scores (:func:`tmrjax.report.entity_report`)."""
+        """Strict and lenient scores (:func:`tmrjax.report.entity_report`) and counts of words."""
         gold = [list(example.record.tags) for example in examples]
-        return entity_report(gold, [prediction.tags for prediction in predictions])
+        scores = entity_report(gold, [prediction.tags for prediction in predictions])
+        return scores | {"words": count_words(examples)}
+
+    def _scores(self, output, rows: Mapping[int, TaggingExample]) -> dict[int, np.ndarray]:
+        """Emissions [own words, K] of windows."""
+        emissions = np.asarray(output["emissions"])
+        return {row: emissions[row, : len(example.pieces.words)] for row, example in rows.items()}
+
+    def _joined(self, output, scores: Sequence[np.ndarray]) -> dict[str, Any]:
+        """One post's emissions under the CRF as a whole, its length padded to a power of two: a few static shapes."""
+        emissions = np.concatenate(scores)
+        words = len(emissions)
+        length = max(64, 1 << (words - 1).bit_length())
+        emissions = np.pad(emissions, ((0, length - words), (0, 0)))[None]
+        mask = (np.arange(length) < words)[None]
+        params = jax.device_get(output["crf"])
+        return {"tags": _decoded(emissions, mask, params), "emissions": emissions, "mask": mask, "crf": params}
 
     def prediction_rows(self, examples: Sequence[TaggingExample], predictions: Sequence[Prediction]) -> Iterator[dict]:
         """{"id", "tokens", "gold": [{start, end, label}], "predicted": [{start, end, label, probability}]}, by words.
@@ -127,25 +158,38 @@ class Tagger(Reader):
         probabilities: dict[int, list[float]] = {row: [] for row in spans}
         if not flat:
             return probabilities
-        length = output["mask"].shape[1]
-        size = -(-len(flat) // 32) * 32  # a few static shapes
-        rows = np.zeros(size, int)
-        allowed = np.ones((size, length, len(self.tags)), bool)
-        for i, (row, example, span) in enumerate(flat):
-            rows[i] = row
-            position = dict(zip(example.pieces.words, self._positions(example), strict=True))
-            begin, inside = self.tags.index(f"B-{span.label}"), self.tags.index(f"I-{span.label}")
-            for word in range(span.start, span.end):
-                if word in position:
-                    allowed[i, position[word]] = False
-                    allowed[i, position[word], begin if word == span.start else inside] = True
-            following = [place for word, place in position.items() if word >= span.end]
-            if following:
-                allowed[i, following[0], inside] = False
         emissions, mask, params = (jax.device_get(output[name]) for name in ("emissions", "mask", "crf"))
-        for (row, _, _), value in zip(flat, _probability(emissions[rows], mask[rows], allowed, params), strict=False):
-            probabilities[row].append(float(value))
+        for start in range(0, len(flat), _SPANS_AT_ONCE):
+            some = flat[start : start + _SPANS_AT_ONCE]
+            rows = np.zeros(_SPANS_AT_ONCE, int)
+            allowed = np.ones((_SPANS_AT_ONCE, mask.shape[1], len(self.tags)), bool)
+            for i, (row, example, span) in enumerate(some):
+                rows[i] = row
+                self._allow_only(span, example, allowed[i])
+            values = _probability(emissions[rows], mask[rows], allowed, params)
+            for (row, _, _), value in zip(some, np.asarray(values), strict=False):
+                probabilities[row].append(float(value))
         return probabilities
+
+    def _allow_only(self, span: Span, example: TaggingExample, allowed: np.ndarray) -> None:
+        """Forbid every tag [T, K] under which ``span`` is no entity, or another one."""
+        positions = self._positions(example)
+        begin, inside = self.tags.index(f"B-{span.label}"), self.tags.index(f"I-{span.label}")
+        first, last = (bisect.bisect_left(example.pieces.words, word) for word in (span.start, span.end))
+        for place in range(first, last):
+            word, position = example.pieces.words[place], positions[place]
+            allowed[position] = False
+            allowed[position, begin if word == span.start else inside] = True
+        if last < len(positions):
+            allowed[positions[last], inside] = False
+
+
+_SPANS_AT_ONCE = 32  # one static shape for each length
+
+
+@jax.jit
+def _decoded(emissions, mask, params):
+    return crf.viterbi_decode(emissions, mask, params)[0]
 
 
 @jax.jit

@@ -1,8 +1,8 @@
-"""From characters to words to word pieces to tags, and back (§4.1: BIO tagging of posts).
+"""From words to word pieces to tags, and back (§4.1: BIO tagging of posts).
 
-Three alignments meet here. Words carry the tags (the paper's CRF runs over words); word pieces are what BERT reads;
-characters are what a user wants back. Every function is exact: a span that leaves this module slices the text it
-came from, and a word that BERT cannot see (no piece, or behind the limit) is reported, never dropped in silence.
+Words carry the tags (the paper's CRF runs over words); word pieces are what BERT reads; characters are what a user
+wants back. Every function is exact: a span that leaves this module slices the text it came from, and a word that BERT
+cannot see (no piece, or behind the limit) is reported, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -11,19 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import regex
+from tmrjax.word_splitting import Word
 
 OUTSIDE = "O"
-
-# URLs, user names and hashtags stay whole; then words with inner apostrophes, dots or hyphens; then one grapheme
-# cluster, so that an emoji with its modifiers is one word.
-_WORD = regex.compile(
-    r"https?://\S+|www\.\S+"
-    r"|[@#][\p{L}\p{M}\p{N}_]+"
-    r"|[\p{L}\p{M}\p{N}_]+(?:['’.\-&][\p{L}\p{M}\p{N}_]+)*"
-    r"|\X"
-)
-_INVISIBLE = regex.compile(r"[\s\p{Cf}\p{Cc}\p{Mn}]*")
 
 
 class Span(NamedTuple):
@@ -32,14 +22,6 @@ class Span(NamedTuple):
     start: int
     end: int
     label: str
-
-
-class Word(NamedTuple):
-    """A word and the half-open interval of characters it covers: ``text[start:end] == word``."""
-
-    word: str
-    start: int
-    end: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,28 +106,6 @@ def tags_from_spans(spans: Sequence[Span], length: int) -> list[str]:
     return tags
 
 
-def split_words(text: str) -> list[Word]:
-    """Words of a raw post with their characters.
-
-    White space and invisible characters (zero-width space, soft hyphen, byte order mark, ...) separate words and
-    belong to none; an emoji with its modifiers is one word.
-    """
-    return [
-        Word(match.group(), match.start(), match.end())
-        for match in _WORD.finditer(text)
-        if not _INVISIBLE.fullmatch(match.group())
-    ]
-
-
-def join_words(tokens: Sequence[str]) -> tuple[str, list[Word]]:
-    """The text of given tokens, joined by blanks, and the characters of each."""
-    words, position = [], 0
-    for token in tokens:
-        words.append(Word(token, position, position + len(token)))
-        position += len(token) + 1
-    return " ".join(tokens), words
-
-
 class Tokenizer(Protocol):
     """What is used of a fast tokenizer of transformers."""
 
@@ -166,6 +126,8 @@ class WordPieces(NamedTuple):
     input_ids: [CLS], the pieces of the kept words, [SEP]. word_starts[i]: position in input_ids of the first piece of
     the word ``words[i]``. words: indices of the words that have a first piece within the limit, ascending.
     cut: words behind the limit (or split by it). empty: words without any piece. Both come back as O.
+    unknown: words, kept or cut, of whose pieces at least half are [UNK]: the vocabulary does not know their script.
+    shortened: words that are longer than a window, of which only the first pieces are read.
     """
 
     input_ids: list[int]
@@ -173,30 +135,53 @@ class WordPieces(NamedTuple):
     words: list[int]
     cut: list[int]
     empty: list[int]
+    unknown: list[int]
+    shortened: list[int]
 
 
-def encode_words(tokenizer: Tokenizer, tokens: Sequence[str], max_pieces: int) -> WordPieces:
+def pieces_of_words(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[list[int]]:
+    """The ids of each word's pieces; empty for a word of invisible characters."""
+    # verbose=False: what does not fit is cut or read in windows, so the tokenizer's warning of its length is wrong.
+    encoding = tokenizer(list(tokens), is_split_into_words=True, add_special_tokens=False, verbose=False)
+    pieces: list[list[int]] = [[] for _ in tokens]
+    for piece, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
+        pieces[word].append(piece)
+    return pieces
+
+
+def unknown_words(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]]) -> list[int]:
+    """Words of whose pieces at least half are [UNK]."""
+    unknown = tokenizer.unk_token_id
+    return [word for word, ids in enumerate(pieces) if ids and 2 * sum(i == unknown for i in ids) >= len(ids)]
+
+
+def encode_words(
+    tokenizer: Tokenizer, tokens: Sequence[str], max_pieces: int, *, whole_post: bool = False
+) -> WordPieces:
     """Word pieces of a tokenised post, at most ``max_pieces`` including [CLS] and [SEP].
 
-    A word is kept whole or cut whole: half a word would be scored on a truncated meaning.
+    A word is kept whole or cut whole: half a word would be scored on a truncated meaning. ``whole_post``: no word is
+    cut, for a post that :mod:`tmrjax.windows` divides; a word that is longer than a window is shortened to one.
     """
     if max_pieces < 3:
         raise ValueError(f"max_pieces must leave room for [CLS], one piece and [SEP], found {max_pieces}")
-    encoding = tokenizer(list(tokens), is_split_into_words=True, add_special_tokens=False)
-    pieces: dict[int, list[int]] = {}
-    for piece, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
-        pieces.setdefault(word, []).append(piece)
-    input_ids, word_starts, words, cut = [tokenizer.cls_token_id], [], [], []
-    for word, ids in sorted(pieces.items()):
-        if cut or len(input_ids) + len(ids) + 1 > max_pieces:
+    pieces = pieces_of_words(tokenizer, tokens)
+    input_ids, word_starts, words, cut, shortened = [tokenizer.cls_token_id], [], [], [], []
+    for word, ids in enumerate(pieces):
+        if not ids:
+            continue
+        if whole_post and len(ids) > max_pieces - 2:
+            shortened.append(word)
+            ids = ids[: max_pieces - 2]  # noqa: PLW2901
+        elif not whole_post and (cut or len(input_ids) + len(ids) + 1 > max_pieces):
             cut.append(word)
             continue
         words.append(word)
         word_starts.append(len(input_ids))
         input_ids.extend(ids)
     input_ids.append(tokenizer.sep_token_id)
-    empty = [i for i in range(len(tokens)) if i not in pieces]
-    return WordPieces(input_ids, word_starts, words, cut, empty)
+    empty = [word for word, ids in enumerate(pieces) if not ids]
+    return WordPieces(input_ids, word_starts, words, cut, empty, unknown_words(tokenizer, pieces), shortened)
 
 
 def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int) -> tuple[list[int], int]:
@@ -204,7 +189,7 @@ def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int
 
     Without any phrase the result is empty: the coarse grain is masked, not fed with an empty sentence.
     """
-    content = tokenizer(" ".join(phrases), add_special_tokens=False)["input_ids"] if phrases else []
+    content = tokenizer(" ".join(phrases), add_special_tokens=False, verbose=False)["input_ids"] if phrases else []
     if not content:
         return [], 0
     kept = content[:max_pieces]
@@ -215,15 +200,16 @@ def restore_tags(predicted: Sequence[str], words: Sequence[int], length: int) ->
     """Tags of all ``length`` words from those of the scored ``words``; what was cut or has no piece is O.
 
     A word without a piece inside an entity (a zero-width joiner between two names) belongs to it: otherwise the
-    entity would fall apart into a beginning and an orphan.
+    entity would fall apart into a beginning and an orphan. An orphan I- goes on with no entity, so the words before
+    it stay O; it can occur where the decoding is not constrained to IOB2.
     """
     tags = [OUTSIDE] * length
-    previous = -1
+    previous, before = -1, OUTSIDE
     for tag, word in zip(predicted, words, strict=True):
-        if tag.startswith("I-") and previous >= 0:
+        if tag.startswith("I-") and before[:2] in ("B-", "I-") and before[2:] == tag[2:]:
             tags[previous + 1 : word] = [tag] * (word - previous - 1)
         tags[word] = tag
-        previous = word
+        previous, before = word, tag
     return tags
 
 

@@ -17,6 +17,9 @@ def base_config(task: str, name: str) -> ConfigDict:
                 "max_pieces": 80,  # n and m of the paper
                 "max_phrase_pieces": 4,
                 "buckets": (),  # lengths that batches are padded to, below max_pieces; empty: settings.LADDER
+                "windows": True,  # NER reads posts beyond max_pieces in overlapping windows instead of cutting them
+                "window_overlap": 24,  # word pieces that two neighbouring windows share
+                "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS
                 "picture_size": 224,
                 "picture_resize": 256,
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures

@@ -44,7 +44,7 @@ def get_config(name: str = "demo") -> ConfigDict:
             # Of a model from scratch; grid_size: side of the square that its positions are for.
             "sizes": {"hidden": 768, "layers": 12, "heads": 12, "intermediate": 3072, "patch": 32, "grid_size": 384},
             "model": {"variant": "both", "dropout": 0.1, "dtype": "bfloat16", "remat": False},
-            "batch_size": 32,
+            "batch_size": 32,  # over all devices; the paper's 32 on 8 GPUs (B.3) may be a GPU's share
             "eval_batch_size": 64,
             "steps": 100_000,
             "evaluate_every": 2_000,

@@ -52,8 +52,9 @@ class Dropout(nn.Module):
     """Sets elements to zero with probability ``rate`` and divides the rest by the probability of being kept.
 
     Each element is decided by 16 random bits, so that the probability used is p = round(rate · 2¹⁶) / 2¹⁶, within
-    2⁻¹⁷ of ``rate`` (0.1 becomes 0.100006). The scale is 1 / (1 − p) with this same p, hence the expectation of the
-    result is the argument itself, exactly.
+    2⁻¹⁷ of ``rate`` (0.1 becomes 0.100006). The scale is 1 / (1 − p) with this same p, so that the expectation of the
+    result is the argument itself, up to the rounding of the scale to the argument's dtype: 1.1111 is 1.109 in bfloat16,
+    0.2 % too small.
 
     The bits depend on the key of the RNG collection "dropout", on the module's path and on the element's position
     alone: a batch that is sharded over several devices is treated as on one.

@@ -1,6 +1,8 @@
 """Layers that BERT and ViLT share: layer norm, self-attention over flattened rows, text embeddings.
 
 Parameters are float32 whatever ``dtype`` the layers compute in; norms, attention scores and softmax are float32 inside.
+Products of float32 arrays follow JAX's default precision, which is TF32 on a GPU;
+``jax.default_matmul_precision("highest")`` asks for more.
 """
 
 from typing import Any
