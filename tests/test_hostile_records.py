@@ -68,7 +68,7 @@ def test_a_new_set_that_lists_other_names_is_refused_in_dataset_json_too(folder)
     info["files"]["../other.jsonl"] = "0" * 64
     info["labels_sha256"]["../other"] = "0" * 64
     (folder / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(DataError, match="the unknown file '../other.jsonl'; expected one of train.jsonl"):
+    with pytest.raises(DataError, match=r"the unknown file '../other.jsonl'; expected one of train.jsonl"):
         read_dataset(folder)
 
 

@@ -1,5 +1,6 @@
 """The commands end to end on a small demo world: train, resume, evaluate, predict, several devices and processes."""
 
+import hashlib
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 from data_prep.make_demo import make_demo
-from experiments import evaluate, running, task
+from experiments import evaluate, running, task, workdirs
 from experiments.configs.mner import get_config
+from experiments.settings import buckets_of, check_settings
 from tmrjax.checkpoints import CheckpointError, load_best
 from tmrjax.predict import Predictor
 from tmrjax.records import read_dataset, write_dataset
@@ -68,6 +70,60 @@ def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
     assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 13))
     assert list((workdir / "tensorboard").iterdir())
     assert np.isfinite([leaf for tree in jax.tree.leaves(arrays_of(workdir)) for leaf in np.ravel(tree)]).all()
+
+
+def test_predictions_of_dev_and_test_are_kept_with_what_they_belong_to(finished, world, tmp_path):
+    workdir, report = finished
+    dataset = read_dataset(world)
+    for split in ("dev", "test"):
+        path = workdir / "predictions" / f"{split}.jsonl"
+        about = json.loads(path.with_name(f"{split}.jsonl.about.json").read_text())
+        assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert about["split"] == split and about["posts"] == len(dataset.splits[split])
+        assert about["data"]["files"] == dict(dataset.info.files) and about["best"]["epoch"] == report["best_epoch"]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        correct = found = 0
+        for record, line in zip(dataset.splits[split], lines, strict=True):
+            assert (line["id"], line["tokens"]) == (record.id, list(record.tokens))
+            gold = {(s["start"], s["end"], s["label"]) for s in line["gold"]}
+            assert gold == {tuple(span) for span in spans_from_tags(record.tags, strict=True)}
+            assert all(0 < s["probability"] <= 1 for s in line["predicted"])
+            found += len(line["predicted"])
+            correct += len(gold & {(s["start"], s["end"], s["label"]) for s in line["predicted"]})
+        assert found > 0 and correct / found == report[split]["precision"]
+    evaluate.evaluate(workdir, "test", devices=1, predictions=tmp_path / "again.jsonl")
+    again, kept = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (tmp_path / "again.jsonl", workdir / "predictions" / "test.jsonl")
+    )
+    for one, other in zip(again, kept, strict=True):
+        assert [{**span, "probability": 0} for span in one["predicted"]] == [
+            {**span, "probability": 0} for span in other["predicted"]
+        ]
+    meta = load_best(workdir)[1]
+    assert json.loads((tmp_path / "again.jsonl.about.json").read_text())["config_sha256"] == about["config_sha256"]
+    assert about["config_sha256"] == running.config_hash(meta["config"])
+
+
+def test_a_part_of_the_training_posts_does_not_look_like_all_of_them(finished, world, capsys):
+    report = finished[1]
+    posts = len(read_dataset(world).splits["train"])
+    assert report["fraction"] == 1 and report["train_posts"] == {"used": posts, "of": posts}
+    task.show(report, read_dataset(world))
+    assert "% of train" not in capsys.readouterr().out
+    task.show(report | {"fraction": 0.1, "train_posts": {"used": 4, "of": 40}}, read_dataset(world))
+    assert "left out: none, 10 % of train (4 of 40 posts), seed 0" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"report\.json: damaged or of an older version"):
+        workdirs.finished_report(broken_copy(finished[0]), lambda found: task.show(found, read_dataset(world)))
+
+
+def broken_copy(workdir: Path) -> Path:
+    copy = workdir.parent / "broken"
+    copy.mkdir(exist_ok=True)
+    report = json.loads((workdir / "report.json").read_text())
+    del report["train_posts"]
+    (copy / "report.json").write_text(json.dumps(report))
+    return copy
 
 
 def test_a_finished_run_is_not_run_again(finished, world, capsys):
@@ -150,10 +206,11 @@ def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
 
 
 def test_changed_data_make_another_run(tmp_path):
-    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
-    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
+    for _ in range(2):
+        with workdirs.claimed_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}}):
+            pass
     with pytest.raises(CheckpointError, match=r"dataset\.files\.train\.jsonl: 'a' → 'b'"):
-        running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "b"}}})
+        workdirs.check_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "b"}}})
 
 
 def test_data_with_other_labels_is_refused(finished, world, tmp_path):
@@ -174,8 +231,44 @@ def test_what_is_missing_is_said_before_anything_is_computed(world, tmp_path):
         task.run(small_config(world, **{"text_encoder.weights": "pretrained"}), tmp_path / "b")
     with pytest.raises(ValueError, match="freeze_pictures=True"):
         task.run(small_config(world, **{"model.freeze_pictures": False}), tmp_path / "c")
-    with pytest.raises(ValueError, match="expected 'pretrained' or 'random'"):
+    with pytest.raises(ValueError, match="expected one of pretrained, random"):
         task.run(small_config(world, **{"text_encoder.weights": "rnadom"}), tmp_path / "d")
+    with pytest.raises(ValueError, match=r"data\.max_pieces is 600, but .*text_encoder reads at most 128 word pieces"):
+        task.run(small_config(world, **{"data.max_pieces": 600}), tmp_path / "e")
+    assert not list(tmp_path.iterdir())  # a start that failed claims nothing
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0), ("eval_batch_size", -1), ("data.max_pieces", 1), ("seed", -1), ("epochs", 0), ("clip", 0.0),
+        ("data.fraction", float("nan")), ("data.fraction", 1.5), ("lr_encoder", -1e-5), ("lr_fusion", float("inf")),
+        ("warmup", 1.5), ("weight_decay", -0.1), ("accumulate", 0), ("devices", -1), ("log_every", 0),
+        ("data.num_threads", 0), ("model.dropout", 1.0), ("model.dtype", "float8"), ("data.on_error", "ignore"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_the_name_of_their_key(world, tmp_path, key, value):
+    with pytest.raises(ValueError, match=rf"--config\.{key} is .*; expected "):
+        task.run(small_config(world, **{key: value}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_pictures_with_moving_statistics_are_refused():
+    config = get_config("demo")
+    config.model.batch_norm = "train"
+    with pytest.raises(ValueError, match=r"batch_norm='train' moves the statistics of the ResNet that model\.freeze"):
+        check_settings(config)
+    config.model.freeze_pictures = False
+    check_settings(config)
+
+
+def test_max_pieces_alone_sets_the_buckets():
+    config = get_config("twitter2017")
+    assert buckets_of(config.data) == (24, 32, 40, 56, 80)
+    config.data.max_pieces = 300
+    assert buckets_of(config.data) == (24, 32, 40, 56, 80, 128, 256, 300)
+    config.data.max_pieces, config.data.buckets = 60, (50, 24, 80)
+    assert buckets_of(config.data) == (24, 50, 60)
 
 
 # ---------------------------------------------------------------------- processes

@@ -59,6 +59,18 @@ def test_a_run_leaves_a_report(finished, world):
     assert report["dev"]["f1"] > 0
 
 
+def test_predictions_are_kept_with_both_probabilities(finished, world):
+    workdir, report = finished
+    lines = [json.loads(line) for line in (workdir / "predictions" / "test.jsonl").read_text().splitlines()]
+    records = read_dataset(world).splits["test"]
+    for record, line in zip(records, lines, strict=True):
+        assert (line["id"], line["gold"]) == (record.id, record.relation)
+        assert (line["head"], line["tail"]) == (list(record.head), list(record.tail))
+        assert 0 <= line["gold_probability"] <= line["probability"] <= 1
+        assert line["gold"] != line["predicted"] or line["gold_probability"] == line["probability"]
+    assert sum(line["gold"] == line["predicted"] for line in lines) / len(lines) == report["test"]["accuracy"]
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
     workdir, report = finished

@@ -16,7 +16,7 @@ def base_config(task: str, name: str) -> ConfigDict:
                 "on_error": "raise",
                 "max_pieces": 80,  # n and m of the paper
                 "max_phrase_pieces": 4,
-                "buckets": (24, 32, 40, 56, 80),
+                "buckets": (),  # lengths that batches are padded to, below max_pieces; empty: settings.LADDER
                 "windows": True,  # NER reads posts beyond max_pieces in overlapping windows instead of cutting them
                 "window_overlap": 24,  # word pieces that two neighbouring windows share
                 "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS

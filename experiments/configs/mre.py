@@ -24,7 +24,6 @@ def get_config(name: str = "demo") -> ConfigDict:
         raise ValueError(f"there is no MRE config {name!r}; choose one of {', '.join(NAMES)}")
     config = base_config("re", name)
     config.data.max_pieces, config.data.max_phrase_pieces = 128, 6
-    config.data.buckets = (32, 40, 56, 80, 128)
     config.lr_encoder, config.epochs = 5e-5, 5
     if name == "demo":
         config.update(DEMO)
