@@ -223,7 +223,7 @@ def main() -> None:
             sound.mkdir()
             target.make(sound, options.data)
             expected = target.read(_copy(sound, Path(place) / "input"), False)[0]
-            counts[target.name] = Counter()
+            counts[target.name], began = Counter(), time.perf_counter()
             for number in range(max(1, round(target.inputs * options.share))):
                 seed = [options.seed, order, number]
                 case = run_case(target, sound, expected, seed, Path(place))
@@ -234,7 +234,8 @@ def main() -> None:
                     )
                     kept = options.out / "-".join(map(str, [target.name.replace(" ", "_"), *seed]))
                     shutil.copytree(Path(place) / "input", kept, dirs_exist_ok=True)
-            print(f"{target.name}: {dict(counts[target.name])}", flush=True)
+            seconds = time.perf_counter() - began
+            print(f"{target.name}: {dict(counts[target.name])}, {seconds:.0f} s", flush=True)
     print(table(counts))
     result = {"seed": options.seed, "counts": counts, "failures": failures}
     (options.out / "fuzz.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

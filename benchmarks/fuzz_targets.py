@@ -325,7 +325,8 @@ TARGETS = (
            errors=(CheckpointError,)),
     Target("feature cache files", 240, _make_cache, lambda folder, _: (_features(folder), 0),
            lambda path: path.parts[0] == "cache" and _is_data(path), True),
-    Target("stage journals", 100, _make_journal, _read_journal, lambda path: path.parts[0] == "journals" and _is_data(path)),
-    Target("corpus.json, shards, index; read", 160, _make_corpus, _read_corpus(lambda root: open_corpus(root))),
+    Target("stage journals", 100, _make_journal, _read_journal,
+           lambda path: path.parts[0] == "journals" and _is_data(path)),
+    Target("corpus.json, shards, index; read", 160, _make_corpus, _read_corpus(open_corpus)),
     Target("corpus, verify", 80, _make_corpus, _read_corpus(verify_corpus), lambda path: path.suffix != ".json", True),
 )  # fmt: skip
