@@ -73,7 +73,8 @@ def test_results_come_in_the_order_of_the_input_with_other_keys(run, tmp_path, c
 def test_bad_posts_are_listed_with_file_line_and_id(run, tmp_path, capsys):
     bad = {
         "line3": '{"id": "x", "text": ""}', "line4": '{"text": "a", "id": "\\ud800"}',
-        "line5": '{"text": "a", "id": NaN}', "line7": "plain text, no JSON", "line8": '{"text": "a"', "line9": "", "line10": '["a"]',
+        "line5": '{"text": "a", "id": NaN}', "line7": "plain text, no JSON",
+        "line8": '{"text": "a"', "line9": "", "line10": '["a"]',
     }  # fmt: skip
     write_posts(tmp_path / "posts.jsonl", 12, **bad)
     with pytest.raises(DataError, match=r"posts\.jsonl:3: found '' in 'text'.*2 posts before it are kept"):
@@ -198,7 +199,7 @@ def test_a_line_of_progress_is_logged_where_there_is_no_terminal(run, tmp_path, 
 
 
 def test_sigkill_and_the_same_command(workdir, run, tmp_path):
-    write_posts(tmp_path / "posts.jsonl", 6000)
+    write_posts(tmp_path / "posts.jsonl", 1600)
     arguments = [
         sys.executable,
         "experiments/predict.py",
