@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from data_prep.make_demo import make_demo
-from experiments import evaluate, running, task, workdirs
+from experiments import building, evaluate, running, task, workdirs
 from experiments.configs.mner import get_config
 from experiments.settings import buckets_of, check_settings
 from tmrjax.checkpoints import CheckpointError, load_best
@@ -271,6 +274,59 @@ def test_max_pieces_alone_sets_the_buckets():
     assert buckets_of(config.data) == (24, 50, 60)
 
 
+def pretrained_folders(folder: Path, world: Path) -> tuple[Path, Path, dict, dict]:
+    """A BERT and a ResNet of the demo's sizes as transformers saves them, and their torch weights."""
+    transformers.set_seed(5)
+    found = []
+    for name, config, model in (
+        ("text_encoder", transformers.BertConfig, transformers.BertModel),
+        ("picture_encoder", transformers.ResNetConfig, transformers.ResNetModel),
+    ):
+        built = model(config.from_pretrained(world / name))
+        for module in built.modules():  # a fresh norm has the values that a forgotten one has
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
+                for tensor in (*module.parameters(), *module.buffers()):
+                    if tensor.dtype.is_floating_point:
+                        tensor.data.uniform_(0.5, 1.5)
+        built.save_pretrained(folder / name)
+        for file in ("vocab.txt", "tokenizer_config.json"):
+            if (world / name / file).exists():
+                shutil.copy(world / name / file, folder / name)
+        found.append({key: value.numpy() for key, value in built.state_dict().items()})
+    return folder / "text_encoder", folder / "picture_encoder", *found
+
+
+def starts_from(config, world: Path, folder: Path) -> None:
+    """The model of a config with pretrained encoders holds exactly the weights of their folders."""
+    text, picture, bert, resnet = pretrained_folders(folder, world)
+    for name, path in (("text_encoder", text), ("picture_encoder", picture)):
+        config[name].folder, config[name].weights = str(path), "pretrained"
+    dataset = read_dataset(world)
+    reader = building.build_reader(config, dataset)
+    variables = building.initial_variables(config, dataset, reader)
+    ours, stem = variables["params"]["bert"], variables["params"]["picture_encoder"]["resnet"]["stem"]
+    equal = np.testing.assert_array_equal
+    equal(ours["embeddings"]["word"]["embedding"], bert["embeddings.word_embeddings.weight"])
+    for layer in range(reader.model.bert.num_hidden_layers):
+        theirs = f"encoder.layer.{layer}"
+        equal(ours[f"layer_{layer}"]["attention"]["query"]["kernel"].T, bert[f"{theirs}.attention.self.query.weight"])
+        equal(ours[f"layer_{layer}"]["output"]["kernel"].T, bert[f"{theirs}.output.dense.weight"])
+        equal(ours[f"layer_{layer}"]["output_norm"]["scale"], bert[f"{theirs}.output.LayerNorm.weight"])
+    first = "embedder.embedder"
+    equal(stem["kernel"].transpose(3, 2, 0, 1), resnet[f"{first}.convolution.weight"])
+    equal(stem["scale"], resnet[f"{first}.normalization.weight"])
+    statistics = variables["batch_stats"]["picture_encoder"]["resnet"]["stem"]
+    equal(statistics["mean"], resnet[f"{first}.normalization.running_mean"])
+    equal(statistics["var"], resnet[f"{first}.normalization.running_var"])
+    config.text_encoder.weights = config.picture_encoder.weights = "random"
+    other = building.initial_variables(config, dataset, reader)["params"]
+    assert np.abs(other["bert"]["embeddings"]["word"]["embedding"] - ours["embeddings"]["word"]["embedding"]).max() > 0
+
+
+def test_a_run_with_pretrained_encoders_starts_from_exactly_their_weights(world, tmp_path):
+    starts_from(small_config(world), world, tmp_path)
+
+
 # ---------------------------------------------------------------------- processes
 
 
@@ -337,6 +393,37 @@ def test_two_processes_learn_what_one_does(world, uninterrupted, tmp_path):
     double = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (single, double)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_the_program_that_users_run_gives_what_the_tests_see(world, tmp_path):
+    """All of XLA's optimisations, which conftest.py switches off: the figures are those without them."""
+    overrides = {"data.root": world, **SMALL, "epochs": 3, "lr_encoder": 3e-3, "lr_fusion": 1e-2}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    arguments = [
+        "experiments/mner.py",
+        "--config=experiments/configs/mner.py:demo",
+        f"--workdir={tmp_path}/run",
+        *flags,
+    ]
+    optimised = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run(
+        [sys.executable, *arguments], check=False, cwd=ROOT, env=optimised, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    again = evaluate.evaluate(tmp_path / "run", "test", devices=1, predictions=tmp_path / "again.jsonl")
+    kept, found = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "run" / "predictions" / "test.jsonl", tmp_path / "again.jsonl")
+    )
+    # Rounding may move a tag that two paths are level on; a wrong program would move many.
+    same = [one["predicted"] and [s | {"probability": 0} for s in one["predicted"]] for one in kept]
+    other = [one["predicted"] and [s | {"probability": 0} for s in one["predicted"]] for one in found]
+    assert sum(a == b for a, b in zip(same, other, strict=True)) >= len(kept) - 1
+    assert abs(again["f1"] - report["test"]["f1"]) < 0.05
 
 
 def test_a_misspelt_key_is_refused(world, tmp_path):

@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_mner import LONG, SMALL
+from test_mner import LONG, SMALL, starts_from
 
 from data_prep.make_demo import make_demo
 from experiments import evaluate, loop, task
@@ -222,6 +222,10 @@ def get_ner_config(world):
     config = ner("demo")
     config.data.root = str(world)
     return config
+
+
+def test_a_run_with_pretrained_encoders_starts_from_exactly_their_weights(world, tmp_path):
+    starts_from(small_config(world), world, tmp_path)
 
 
 def test_leaks_are_warned_of_and_marked(world, tmp_path, caplog, capsys):
