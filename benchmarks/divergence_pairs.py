@@ -35,13 +35,6 @@ from tmrjax.images import decode_picture
 WEAKEN, COMPLEMENT, STRENGTHEN = range(3)
 INSIDE = {"flickr8k": STRENGTHEN, "mvsa_single": COMPLEMENT}
 OUTSIDE = {"coco": STRENGTHEN, "mediaeval2016": COMPLEMENT}
-# Square pictures of 96 pixels in 9 patches; chosen for minutes on 2 cores, not for its figures.
-SETTINGS = {
-    "data.max_pieces": 32, "data.length_buckets": (), "data.picture_size": 96, "data.picture_longest": 96,
-    "data.picture_square": True,
-    "sizes.hidden": 128, "sizes.layers": 2, "sizes.heads": 4, "sizes.intermediate": 256, "sizes.patch": 32,
-    "sizes.grid_size": 96, "model.dropout": 0.0, "steps": 800, "evaluate_every": 100, "lr": 1e-3,
-}  # fmt: skip
 
 
 def without_style(text: str) -> str:
@@ -159,12 +152,12 @@ def main() -> None:
     corpus, runs = options.out / f"corpus-{kind}", options.out / kind
     if not (corpus / "corpus.json").exists():
         build(corpus, options.pairs, options.vocabulary, keep_style=options.keep_style, captions=options.captions)
-    changes = SETTINGS | {key: json.loads(value) for key, _, value in (item.partition("=") for item in options.set)}
+    changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in options.set)}
     reports: dict[str, list] = {row: [] for row in options.rows}
     lines = ["| | in: match | out: match | experts: strengthen | experts: 1 - weaken |", "|---|---|---|---|---|"]
     for row in options.rows:
         for seed in options.seeds:
-            report = run_one(runs, corpus, row, seed, changes)
+            report = run_one(runs, corpus, row, seed, changes, "pairs")
             reports[row].append(report)
             workdir = runs / f"{row.partition(' (')[0].replace(' ', '-')}-{seed}"
             strengthen, matching, rated = expert_correlation(workdir, options.pairs, options.keep_style)

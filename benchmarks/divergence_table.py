@@ -31,12 +31,14 @@ ROWS = {
 SPLITS = ("test", "test_out_of_domain")
 
 
-def run_one(out: Path, corpus: Path, row: str, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of one run of the demo's config with ``changes``."""
+def run_one(
+    out: Path, corpus: Path, row: str, seed: int, changes: Mapping[str, Any], config_name: str = "demo"
+) -> dict[str, Any]:
+    """The report of one run of a config with ``changes``."""
     from experiments import mde
     from experiments.configs.mde import get_config
 
-    config = get_config("demo")
+    config = get_config(config_name)
     config.update_from_flattened_dict({"data.root": str(corpus), "seed": seed, **changes, **ROWS[row]})
     return mde.run(config, out / f"{row.partition(' (')[0].replace(' ', '-')}-{seed}")
 

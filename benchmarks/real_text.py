@@ -21,19 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.configs.mner import get_config
+
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
     "MALLOC_TOP_PAD_": "268435456",
 }
-# Chosen on dev of Twitter-2017.
-SETTINGS = {"model.variant": "text", "batch_size": 16, "epochs": 5, "lr_encoder": 5e-5, "lr_fusion": 1e-2}
+CONFIG = "twitter2017_text"
 
 
 def command(data: Path, encoder: Path, workdir: Path, **changes) -> list[str]:
     """Our training command."""
-    overrides = {"data.root": data, "text_encoder.folder": encoder, **SETTINGS, **changes}
-    config = "--config=experiments/configs/mner.py:twitter2017"
+    overrides = {"data.root": data, "text_encoder.folder": encoder, **changes}
+    config = f"--config=experiments/configs/mner.py:{CONFIG}"
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     return [sys.executable, "experiments/mner.py", config, f"--workdir={workdir}", *flags]
 
@@ -41,7 +42,7 @@ def command(data: Path, encoder: Path, workdir: Path, **changes) -> list[str]:
 def ours_in_turn(data: Path, encoder: Path, workdir: Path, steps: int, posts: int) -> tuple[float, float]:
     """(median seconds per step, seconds of compilation) of a short run."""
     shutil.rmtree(workdir, ignore_errors=True)
-    fraction = steps * SETTINGS["batch_size"] / posts
+    fraction = steps * get_config(CONFIG).batch_size / posts
     changes = {"epochs": 1, "data.fraction": fraction, "log_every": 1}
     subprocess.run(command(data, encoder, workdir, **changes), check=True, capture_output=True)
     report = json.loads((workdir / "report.json").read_text())

@@ -10,7 +10,8 @@ a third entry for nearly every relation and for no ``None``. `dataset.json` has 
 `leaky_regions`; the verdict says which of them a set should carry, and warns where it does not.
 
 What the post's own text tells is no leak: words of the phrases, the number of phrases and scores, which an estimator
-made from text and picture, are held against the bag of the post's words as well as against the majority class.
+made from text and picture, are held against the bag of the post's words as well as against the majority class. So are
+the places of regions: where a box lies may tell what a picture shows, as words do, but hardly more.
 
 What is predicted: the relation of a post (RE, none for ``None``) or the set of its entity types (NER), and beside it
 whether there is anything at all, a relation or an entity.
@@ -115,7 +116,7 @@ def number_of_regions(generated: bool) -> Callable[[Record], Features]:
 
 
 def places_of_regions(generated: bool) -> Callable[[Record], Features]:
-    """Where these regions are, in quarters of the picture; held against their number, which it tells too."""
+    """Where these regions are, in quarters of the picture; held against their number, which this tells too."""
     return lambda record: tuple(tuple(round(side * GRID) for side in box) for box in _boxes(record, generated))
 
 
@@ -156,7 +157,7 @@ class _Probe:
     reads: str
     kind: type
     features: Callable[[Record], Features]
-    against: str | None = None  # `reads` of another row
+    against: tuple[str, ...] = ()  # `reads` of other rows
     mark: str | None = None
 
 
@@ -172,14 +173,14 @@ def _probes(train: Sequence[Record]) -> list[_Probe]:
     probes = [
         _Probe("last phrase words that the post lacks", Lookup, foreign_suffix, mark=PHRASES),
         _Probe("phrase words that the post lacks", NaiveBayes, foreign_words, mark=PHRASES),
-        _Probe("phrase words", NaiveBayes, phrase_words, against=TEXT, mark=PHRASES),
-        _Probe("number of phrases", Lookup, number_of_phrases, against=TEXT, mark=PHRASES),
-        _Probe("scores, in tenths", NaiveBayes, score_features(train), against=TEXT),
+        _Probe("phrase words", NaiveBayes, phrase_words, against=(TEXT,), mark=PHRASES),
+        _Probe("number of phrases", Lookup, number_of_phrases, against=(TEXT,), mark=PHRASES),
+        _Probe("scores, in tenths", NaiveBayes, score_features(train), against=(TEXT,)),
     ]
     for generated, what in enumerate(REGION_KINDS):
         number = number_row(what)
         places = _Probe(
-            f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=number, mark=REGIONS
+            f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=(number, TEXT), mark=REGIONS
         )
         probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
     return [
@@ -195,7 +196,7 @@ def audit(dataset: Dataset, *, margin: float = MARGIN) -> list[AuditRow]:
     A predictor "leaks" where it is above the majority class, and above what it is held against, by more than ``margin``
     and by more than chance (:func:`data_prep.leak_predictors.above`): in micro-F1 and accuracy of labels, or in the
     accuracy of "is there any relation (entity)". Held against something else are what the text tells as well (words and
-    number of phrases, scores: the bag of the post's words) and the places of regions (their number).
+    number of phrases, scores: the bag of the post's words) and the places of regions (it, and their number).
     """
     train = dataset.splits.get("train", ())
     held_out = dataset.splits.get("test") or dataset.splits.get("dev") or ()
@@ -218,7 +219,7 @@ def audit(dataset: Dataset, *, margin: float = MARGIN) -> list[AuditRow]:
     ]
     for probe in _probes(train):
         label, any = baselines[probe.reads] = trials(probe.kind, probe.features)
-        against = [baselines[NOTHING], *([baselines[probe.against]] if probe.against else [])]
+        against = [baselines[reads] for reads in (NOTHING, *probe.against)]
         leak = all(leak_predictors.above(label, other, margin) for other, _ in against) or all(
             leak_predictors.more_accurate(any, other, margin) for _, other in against
         )

@@ -15,7 +15,9 @@ blue, green, red, 0 to 255, squashed by area), regions (torchvision's resize and
 --missing=zeros puts zeros in the place of missing pictures and regions and, for NER, of every region of a generated
 picture, as the authors' code did in training. The default, mask, gives what is missing no influence.
 
-One difference is left: a post that is too long ends behind a whole word here, and in the middle of one there.
+Differences that are left: a post that is too long ends behind a whole word (NER; there in the middle of one) or is read
+through a window around both entities (RE; there it is cut), and transparent pictures are laid over white (RE; there
+transparency is dropped). Their RE code stops at a missing whole picture, so that zeros stood for regions only.
 """
 
 from __future__ import annotations

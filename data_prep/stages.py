@@ -54,6 +54,8 @@ JOURNALS = "journals"
 FAILED = "failed.jsonl"
 STATES = ("done", "failed", "not done", "of no concern")
 _TORN = "Remove the line; its record is done again."
+_RESULT_KEYS = {"id", "input", "value", "counts", "seconds"}
+_FAILURE_KEYS = {"id", "input", "error", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _prepare(folder: Path, own: Path, stage: Stage, restart: bool) -> None:
         data = read_bytes(path)
         whole = data[: data.rfind(b"\n") + 1]
         found = parse_json(whole.split(b"\n", 1)[0], f"{path}:1") if whole else header
-        sister = path != own and path.stem.split("-of-")[1] == own.stem.split("-of-")[1]
+        sister = path != own and path.stem.partition("-of-")[2] == own.stem.partition("-of-")[2]
         if restart and not (sister and found == header):
             if path == own:
                 path.unlink()
@@ -278,12 +280,25 @@ def _results(folder: Path, stage: Stage) -> dict[str, dict[str, Any]]:
         for number, raw in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[1:-1], start=2):
             where = f"{path}:{number}"
             line = parse_json(raw, where)
-            if not isinstance(line, dict) or not {"id", "input"} < line.keys():
+            if not _is_result(line):
                 raise DataError(where, repr(raw[:80]), "a result of a record", _TORN)
             before = results.get(line["id"])
             if before is None or "error" not in line or before["input"] != line["input"]:
                 results[line["id"]] = line
     return results
+
+
+def _is_result(line: Any) -> bool:
+    """Whether a line of a journal has the keys and types that :func:`_work_off` writes."""
+    if not isinstance(line, dict) or line.keys() not in (_RESULT_KEYS, _FAILURE_KEYS):
+        return False
+    counts, seconds = line.get("counts", {}), line["seconds"]
+    return (
+        all(isinstance(line[key], str) for key in ("id", "input", "error") if key in line)
+        and isinstance(seconds, int | float)
+        and isinstance(counts, dict)
+        and all(type(count) is int for count in counts.values())
+    )
 
 
 def _sweep(folder: Path, name: str) -> None:
@@ -314,7 +329,7 @@ def _fold(root: Path, stage: Stage, done: Mapping[str, Mapping[str, Any]]) -> Da
                 elif state == "done":
                     counts.update(line["counts"])
                     seconds += line["seconds"]
-                    new = stage.apply(record, line["value"])
+                    new = _applied(stage, record, line["value"], root)
                 folded.append(new)
             splits[split], per_split[split] = tuple(folded), tally
         listing = root / JOURNALS / stage.name / FAILED
@@ -343,6 +358,16 @@ def _fold(root: Path, stage: Stage, done: Mapping[str, Mapping[str, Any]]) -> Da
         manifest["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_dataset(root, dataclasses.replace(info, stages={**info.stages, stage.name: manifest}), splits)
         return read_dataset(root)
+
+
+def _applied(stage: Stage, record: Record, value: Any, root: Path) -> Record:
+    """The new record; a value that the stage did not write, as after damage on the disk, is an error with its place."""
+    try:
+        return stage.apply(record, value)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        where = f"{root / JOURNALS / stage.name}: the result of {record.id}"
+        found = f"a value that is none of this stage's ({type(error).__name__}: {error})"
+        raise DataError(where, found, "what the stage wrote", _TORN) from error
 
 
 def file_digest(path: str | os.PathLike) -> str:

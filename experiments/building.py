@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.settings import buckets_of
 from tmrjax import convert
 from tmrjax.encoders.bert import BertConfig
 from tmrjax.encoders.resnet import ResNetConfig
@@ -34,8 +35,6 @@ def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Path:
             if setting.folder
             else f"no encoder was given and {folder} does not exist: use --config.{default}.folder=DIR"
         )
-    if setting.weights not in ("pretrained", "random"):
-        raise ValueError(f"--config.{default}.weights is {setting.weights!r}; expected 'pretrained' or 'random'")
     return folder
 
 
@@ -56,7 +55,14 @@ def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
         )
     # E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces.
     pieces = config.task == "ner" and config.model.variant == "release"
-    sizes = {"bert": BertConfig.from_dict(convert.read_config(text_folder)), "resnet": resnet}
+    bert = BertConfig.from_dict(convert.read_config(text_folder))
+    for key, length in (("max_pieces", 0), ("max_phrase_pieces", 2)):  # a phrase gets [CLS] and [SEP] besides
+        if config.data[key] + length > bert.max_position_embeddings:
+            raise ValueError(
+                f"--config.data.{key} is {config.data[key]}, but {text_folder} reads at most "
+                f"{bert.max_position_embeddings - length} word pieces (max_position_embeddings of its config.json)"
+            )
+    sizes = {"bert": bert, "resnet": resnet}
     options: dict[str, Any] = {}
     if config.task == "ner":
         sizes["num_tags"] = len(RELEASE_TAGS if pieces else TagSet(dataset.info.labels))
@@ -77,7 +83,7 @@ def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
             word_splitting=word_splitting(config, dataset),
         ),
         pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
-        buckets=(config.data.max_pieces,) if pieces else tuple(config.data.buckets),
+        buckets=(config.data.max_pieces,) if pieces else buckets_of(config.data),
         **options,
     )
 

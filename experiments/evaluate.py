@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("devices", None, "Number of devices; all unless given.")
     flags.DEFINE_integer("batch_size", None, "Posts at a time; the run's own unless given.")
     flags.DEFINE_string("output", None, "Write the report as JSON.")
+    flags.DEFINE_string("predictions", None, "Write gold and prediction of each post as JSONL, see README.md.")
 
 
 def evaluate(
@@ -49,8 +51,11 @@ def evaluate(
     data: str | None = None,
     devices: int | None = None,
     batch_size: int | None = None,
+    predictions: Path | None = None,
 ) -> dict[str, Any]:
     """The report of one split, or of the records of one of SUBSETS; printed as a table too.
+
+    ``predictions``: where to write one line a post (:func:`experiments.running.write_predictions`).
 
     Raises CheckpointError where the labels of another data set are not those of the checkpoint, DataError where the
     subset is empty.
@@ -77,7 +82,15 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
-    report = running.evaluate_split(reader, step, variables, reader.encode(records, say=split), pictures, mesh, size)
+    examples = reader.encode(records, say=split)
+    found = running.predict_split(
+        reader, step, variables, examples, pictures, mesh, size,
+        num_threads=config["data"]["num_threads"], probabilities=predictions is not None,
+    )  # fmt: skip
+    report = reader.report(examples, found)
+    if predictions is not None and jax.process_index() == 0:
+        about = {**running.about_predictions(dataset, split, meta), "subset": subset}
+        running.write_predictions(predictions, reader, examples, found, about)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
     print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
@@ -103,6 +116,7 @@ def main(_) -> None:
         data=FLAGS.data,
         devices=FLAGS.devices,
         batch_size=FLAGS.batch_size,
+        predictions=Path(FLAGS.predictions) if FLAGS.predictions else None,
     )
     if FLAGS.output:
         running.write_json(Path(FLAGS.output), report)

@@ -1,7 +1,11 @@
 """The one training loop, read from top to bottom: resume, steps, evaluation on dev, checkpoints, test once.
 
 A run is a function of its config and its data: stopped by Ctrl-C, SIGTERM or a power cut and started again with the
-same command, it ends with the same parameters as one that was never stopped.
+same command, it ends with the same parameters as one that was never stopped, where the arithmetic of the device is the
+same every time. metrics.jsonl has the same lines too, but for the seconds. Whatever the arithmetic, the epoch that is
+reported is that of the weights in ``best/``: what is known of the best comes from the JSON beside them.
+
+Nothing is saved whose losses or arrays are not finite.
 """
 
 from __future__ import annotations
@@ -9,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +27,14 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tmrjax.batching import PlannedBatches
-from tmrjax.checkpoints import BEST, NEWEST, CheckpointStore, load_best
+from tmrjax.checkpoints import BEST, NEWEST, CheckpointError, CheckpointStore, load_best
 from tmrjax.files import write_atomic
 from tmrjax.sharding import replicate, shard_batch
-from tmrjax.train import TrainState
+from tmrjax.train import TrainState, all_finite
 
 logger = logging.getLogger(__name__)
 
+LOWER_IS_BETTER = ("ece", "log_loss")  # of the scores on dev; of all others the higher is
 SIGNAL_CHECK_INTERVAL = 10  # steps between agreements of several processes on whether one was told to stop
 
 
@@ -68,7 +74,8 @@ class StopSignal:
 class Metrics:
     """Numbers of a run to the terminal, to metrics.jsonl and to TensorBoard; process 0 alone writes.
 
-    On resume what was written behind the resumed step is taken back, so that no step is there twice.
+    On resume what was written behind the resumed step is taken back, so that no step is there twice. A number that is
+    not finite is null in metrics.jsonl, for JSON has no such number, and a warning says so.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -89,9 +96,14 @@ class Metrics:
         """One line for ``step``."""
         if not self._active:
             return
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if len(finite) < len(values):
+            missing = ", ".join(f"{name} is {value}" for name, value in values.items() if name not in finite)
+            logger.warning("step %d: %s; written as null", step, missing)
+        line = json.dumps({"step": step} | {name: finite.get(name) for name in values}, allow_nan=False)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+            file.write(line + "\n")
+        for name, value in finite.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -150,6 +162,36 @@ def progress_bar(batches: Iterator, total: int, description: str = "evaluate") -
     return tqdm(batches, total=total, desc=description, leave=False, disable=None if jax.process_index() == 0 else True)
 
 
+def is_better(scores: Mapping[str, float], best: Mapping[str, Any] | None, choose_by: str) -> bool:
+    """Whether the score that the epoch is chosen by is better than the best one's; NaN never is."""
+    if best is None:
+        return True
+    found, kept = scores[choose_by], best[choose_by]
+    return found < kept if choose_by in LOWER_IS_BETTER else found > kept
+
+
+def require_finite(values: Sequence[Mapping[str, Any]], state: TrainState, step: int, newest: CheckpointStore) -> None:
+    """Raise FloatingPointError where a loss of the steps up to ``step``, or an array of the state, is not finite.
+
+    An infinite norm of the gradients alone is a warning: clipping may have saved the step.
+    """
+    first = step - len(values) + 1
+    kept = newest.latest_step()
+    good = f"the last good checkpoint is {newest.directory / str(kept)}" if kept else "there is no checkpoint yet"
+    advice = f"Nothing was saved since; {good}. Lower the learning rates and train in another --workdir"
+    for number, value in enumerate(values, first):
+        if not np.isfinite(value["loss"]):
+            raise FloatingPointError(f"the loss is {float(value['loss'])} at step {number}. {advice}")
+    if not all_finite((state.params, state.statistics, state.opt_state)):
+        raise FloatingPointError(f"parameters or the optimiser's state are not finite after step {step}. {advice}")
+    wild = [number for number, value in enumerate(values, first) if not np.isfinite(value["gradient_norm"])]
+    if wild:
+        logger.warning(
+            "step %d: the norm of the gradients is not finite (%d of the last %d steps): the rates are too high",
+            wild[0], len(wild), len(values),
+        )  # fmt: skip
+
+
 def train(
     *,
     workdir: Path,
@@ -183,14 +225,15 @@ def train(
         num_workers: processes that prepare batches, 0 for none.
         steps: where to end, within ``batches``; their number unless given.
         evaluate_every: steps between evaluations on dev, the last step's besides; an epoch unless given.
-        choose_by: the score on dev of which the highest is kept, the earliest of equals.
+        choose_by: the score on dev of which the best is kept (of LOWER_IS_BETTER the lowest), the earliest of equals.
 
     Returns:
         {"best": {"step", "epoch", **scores}, "seconds_per_step", "compile_seconds", "steps"}.
 
     Raises:
         Interrupted: told to stop; the state is saved.
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: a loss, a parameter or the optimiser's state is not finite; what was saved before is good.
+        CheckpointError: a checkpoint of the workdir is damaged, or cannot be written.
     """
     total = len(batches) if steps is None else steps
     per_epoch = batches.plan.batches_per_epoch
@@ -200,18 +243,27 @@ def train(
 
     # ---- resume: own workdir, else the given state
     newest, best_store = CheckpointStore(workdir / NEWEST), CheckpointStore(workdir / BEST)
-    best: dict[str, Any] | None = None
-    timing = None
+    # Not what checkpoints/ says of the best: a run that died between its two saves has a best of a later step.
+    best = (best_store.meta() or {}).get("best")
+    timing, pending = None, []
     step = newest.latest_step() or 0
     if step:
         state, saved = newest.restore(state, mesh)
-        best, timing = saved["best"], saved["timing"]
+        timing, pending = saved["timing"], saved.get("pending", [])
+        if best is None and saved["best"] is not None:
+            raise CheckpointError(
+                f"{best_store.directory}: the best checkpoint, of step {saved['best']['step']}, is gone. Copy it back, "
+                "or train again in another --workdir"
+            )
         logger.info("resumed at step %d of %d", step, total)
     else:
         state = replicate(state, mesh)
 
     def save() -> None:
-        newest.save(step, state, {**meta, "best": best, "timing": timer.to_meta()})
+        """The losses that no line of metrics holds yet come along, so that a resumed run writes the same lines."""
+        waiting = [{name: float(value) for name, value in values.items()} for values in jax.device_get(pending)]
+        require_finite(waiting, state, step, newest)
+        newest.save(step, state, {**meta, "best": best, "timing": timer.to_meta(), "pending": waiting})
 
     # ---- loop
     metrics, timer = Metrics(workdir, step), Timer(timing)
@@ -219,34 +271,33 @@ def train(
     stream = batches.iterate(step, num_threads=num_threads, num_workers=num_workers)
     silent = None if jax.process_index() == 0 else True
     bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=silent)
-    pending: list[dict[str, jax.Array]] = []
+    timed = 0  # steps since the window of time began; a resumed window has more losses than that
     with StopSignal() as stop:
         timer.restart()
         for _, (_, batch) in zip(range(step, total), stream, strict=False):
             state, values = compiled(state, shard_batch(batch, mesh))
             step += 1
+            timed += 1
             pending.append(values)
             bar.update()
             last = step == total
             due = last or step % evaluate_every == 0
-            if len(pending) == log_every or due:
+            if len(pending) >= log_every or due:
                 fetched = jax.device_get(pending)
-                timer.stop(len(pending))
-                means = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+                timer.stop(timed)
+                means = {name: float(np.mean([float(values[name]) for values in fetched])) for name in fetched[0]}
                 metrics.write(step, means | {"seconds_per_step": timer.windows[-1]})
                 bar.set_postfix(loss=f"{means['loss']:.3f}")
+                require_finite(fetched, state, step, newest)
                 pending.clear()
-                if not np.isfinite(means["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {means['loss']} at step {step}: lower the learning rates, or resume from the "
-                        f"checkpoint of step {newest.latest_step()} with another config in another workdir"
-                    )
+                timed = 0
             if due:
                 epoch = step // per_epoch if step % per_epoch == 0 else round(step / per_epoch, 2)
                 scores = evaluate(state.variables)
                 metrics.write(step, {f"dev/{name}": value for name, value in scores.items()} | {"epoch": epoch})
                 tqdm.write(f"epoch {epoch}: dev " + "  ".join(f"{k} {100 * v:.2f}" for k, v in scores.items()))
-                if best is None or scores[choose_by] > best[choose_by]:
+                # Up to the step of best/ a run that is repeated from an older checkpoint has chosen already.
+                if (best is None or step > best["step"]) and is_better(scores, best, choose_by):
                     best = {"step": step, "epoch": epoch, **scores}
                     best_store.save(step, state.variables, {**meta, "best": best})
             signalled = stop.agreed(step)
@@ -259,6 +310,7 @@ def train(
                 raise Interrupted(128 + signalled)
             if due:
                 timer.restart()  # evaluation and saving are no part of a step
+                timed = 0
     bar.close()
     metrics.close()
     newest.close()

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running
+from experiments import running, workdirs
 from experiments.estimator_building import build_estimator, initial_variables
 from experiments.loop import progress_bar, restore_best, train
+from experiments.settings import check_settings
 from tmrjax.checkpoints import package_versions
 from tmrjax.corpus import Corpus, open_corpus
 from tmrjax.divergence_loss import make_loss
@@ -56,14 +57,19 @@ def corpus_meta(corpus: Corpus) -> dict[str, Any]:
 
 
 def evaluate_split(
-    estimator: Estimator, step: Any, variables: Any, planned: tuple[PairBatches, TextLengths], mesh: Mesh
+    estimator: Estimator,
+    step: Any,
+    variables: Any,
+    planned: tuple[PairBatches, TextLengths],
+    mesh: Mesh,
+    num_threads: int = 2,
 ) -> dict[str, Any]:
     """The report of all pairs of one split, with how many of its texts were cut.
 
     ``planned``: of :meth:`tmrjax.estimator.Estimator.batches`, which reads every text of the split.
     """
     batches, lengths = planned
-    scores = estimator.scores(step, variables, batches, mesh, progress=progress_bar)
+    scores = estimator.scores(step, variables, batches, mesh, num_threads=num_threads, progress=progress_bar)
     report = divergence_report(batches.split.index["label"], scores)
     return {**report, "texts_cut": lengths.cut, "texts_without_pieces": lengths.empty}
 
@@ -71,16 +77,16 @@ def evaluate_split(
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
     # ---- corpus, mesh, model
+    check_settings(config)
+    if config.choose_by not in DEV_SCORES:
+        raise ValueError(f"--config.choose_by is {config.choose_by!r}; expected one of {', '.join(DEV_SCORES)}")
     if not config.data.root:
         raise ValueError("no corpus was given: --config.data.root=DIR (data_prep/build_divergence_corpus.py makes one)")
     corpus = open_corpus(config.data.root, require_classes=("train", "dev"))
     meta = {"config": json.loads(json.dumps(config.to_dict())), "dataset": corpus_meta(corpus)}
-    running.claim_workdir(workdir, meta["config"] | {"dataset": meta["dataset"]})
-    finished = workdir / "report.json"
-    if finished.exists():
-        report = json.loads(finished.read_text(encoding="utf-8"))
-        show(report)
-        return report
+    identity = meta["config"] | {"dataset": meta["dataset"]}
+    if workdirs.on_first_process(lambda: workdirs.check_workdir(workdir, identity)):
+        return workdirs.finished_report(workdir, show)
     mesh = make_mesh(config.devices or None)
     check_batch_size(config.batch_size, mesh)
     check_batch_size(config.eval_batch_size, mesh)
@@ -100,7 +106,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     score = estimator.score_step(mesh)
 
     def evaluate(variables, planned) -> dict[str, Any]:
-        return evaluate_split(estimator, score, variables, planned, mesh)
+        return evaluate_split(estimator, score, variables, planned, mesh, config.data.num_threads)
 
     dev = estimator.batches(corpus["dev"], config.eval_batch_size)
 
@@ -110,53 +116,55 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- loop
     meta |= {"versions": package_versions(), **estimator.to_meta()}
-    outcome = train(
-        workdir=workdir,
-        state=create_state(variables, optimizer, seed=config.seed),
-        step_function=step,
-        batches=batches,
-        evaluate=evaluate_dev,
-        meta=meta,
-        mesh=mesh,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-        steps=config.steps,
-        evaluate_every=config.evaluate_every,
-        choose_by=config.choose_by,
-    )
+    with workdirs.claimed_workdir(workdir, identity):
+        outcome = train(
+            workdir=workdir,
+            state=create_state(variables, optimizer, seed=config.seed),
+            step_function=step,
+            batches=batches,
+            evaluate=evaluate_dev,
+            meta=meta,
+            mesh=mesh,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            num_threads=config.data.num_threads,
+            num_workers=config.data.num_workers,
+            steps=config.steps,
+            evaluate_every=config.evaluate_every,
+            choose_by=config.choose_by,
+        )
 
-    # ---- both tests, once, with the best step on dev
-    best, _ = restore_best(workdir, mesh)
-    tests = {name: estimator.batches(corpus[name], config.eval_batch_size) for name in TESTS if name in corpus}
-    seconds = outcome["seconds_per_step"]
-    report = {
-        "task": config.task,
-        "variant": config.model.variant,
-        "mode": config.mode,
-        "dataset": corpus.info.name,
-        "data": meta["dataset"],
-        "leaky_phrases": False,
-        "leaky_regions": False,
-        "seed": config.seed,
-        "best_step": outcome["best"]["step"],
-        "dev": {name: outcome["best"][name] for name in DEV_SCORES},
-        **{name: evaluate(best, planned) for name, planned in tests.items()},
-        "train_texts": {"cut": lengths.cut, "without_pieces": lengths.empty},
-        "seconds_per_step": seconds,
-        "pictures_per_second": config.batch_size / seconds if seconds else None,
-        "compile_seconds": outcome["compile_seconds"],
-        "steps": outcome["steps"],
-        "parameters": parameters,
-        "devices": mesh.size,
-        "platform": jax.default_backend(),
-        "versions": meta["versions"],
-    }
-    if jax.process_index() == 0:
-        running.write_json(finished, report)
-        show(report)
-    return report
+        # ---- both tests, once, with the best step on dev; what is said of it comes from the JSON beside its weights
+        variables, kept = restore_best(workdir, mesh)
+        best = kept["best"]
+        tests = {name: estimator.batches(corpus[name], config.eval_batch_size) for name in TESTS if name in corpus}
+        seconds = outcome["seconds_per_step"]
+        report = {
+            "task": config.task,
+            "variant": config.model.variant,
+            "mode": config.mode,
+            "dataset": corpus.info.name,
+            "data": meta["dataset"],
+            "leaky_phrases": False,
+            "leaky_regions": False,
+            "seed": config.seed,
+            "best_step": best["step"],
+            "dev": {name: best[name] for name in DEV_SCORES},
+            **{name: evaluate(variables, planned) for name, planned in tests.items()},
+            "train_texts": {"cut": lengths.cut, "without_pieces": lengths.empty},
+            "seconds_per_step": seconds,
+            "pictures_per_second": config.batch_size / seconds if seconds else None,
+            "compile_seconds": outcome["compile_seconds"],
+            "steps": outcome["steps"],
+            "parameters": parameters,
+            "devices": mesh.size,
+            "platform": jax.default_backend(),
+            "versions": meta["versions"],
+        }
+        if jax.process_index() == 0:
+            running.write_json(workdir / workdirs.REPORT, report)
+            show(report)
+        return report
 
 
 def show(report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: how they start and fail, workdirs, data of a reader, evaluation of a split."""
+"""What the commands share: how they start and fail, data of a reader, evaluation of a split."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from absl import logging as absl_logging
 from jax.sharding import Mesh
 
 from experiments.loop import progress_bar
-from tmrjax.checkpoints import CheckpointError, config_difference
-from tmrjax.files import write_atomic
+from tmrjax.checkpoints import CheckpointError
+from tmrjax.files import jsonl_bytes, write_atomic
 from tmrjax.pipeline import Example, PictureSource
 from tmrjax.reader import Reader
 from tmrjax.records import Dataset, Record
@@ -159,26 +159,6 @@ def keep_compiled() -> None:
     logger.info("compiled programs are kept in %s (--no-compile-cache: not)", folder)
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Write the config, with the hashes of its data, into a new workdir, or make sure that this one is of the same run.
-
-    Raises CheckpointError with the keys that differ: resuming with them would mix two runs.
-    """
-    path = workdir / "config.json"
-    current = json.loads(json.dumps(config))
-    if path.exists():
-        difference = config_difference(json.loads(path.read_text(encoding="utf-8")), current)
-        if difference:
-            raise CheckpointError(
-                f"{workdir} belongs to another run; take a new --workdir, or the old config. They differ in:\n  "
-                + "\n  ".join(difference)
-            )
-    elif workdir.exists() and any(entry.name != "tensorboard" for entry in workdir.iterdir()):
-        raise CheckpointError(f"{workdir} is neither empty nor the workdir of a run (no config.json); take another one")
-    elif jax.process_index() == 0:
-        write_json(path, current)
-
-
 def data_root(given: str | None, config: Mapping[str, Any]) -> str:
     """The folder to evaluate on: given by a flag, or the run's own; raises ValueError where a checkpoint names none."""
     root = given or config["data"]["root"]
@@ -218,7 +198,7 @@ def picture_source(
     return reader.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
 
 
-def evaluate_split(
+def predict_split(
     reader: Reader,
     step: Any,
     variables: Any,
@@ -226,9 +206,43 @@ def evaluate_split(
     pictures: PictureSource | None,
     mesh: Mesh,
     batch_size: int,
-) -> dict[str, Any]:
-    """The report of one split, all of its posts."""
-    predictions = reader.predict(
-        step, variables, examples, pictures, mesh, batch_size=batch_size, progress=progress_bar
-    )
-    return reader.report(examples, predictions)
+    *,
+    num_threads: int = 2,
+    probabilities: bool = False,
+) -> list[Any]:
+    """The predictions of all posts of one split, in their order."""
+    return reader.predict(
+        step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
+        probabilities=probabilities, progress=progress_bar,
+    )  # fmt: skip
+
+
+def write_predictions(
+    path: Path, reader: Reader, examples: Sequence[Example], predictions: Sequence[Any], about: Mapping[str, Any]
+) -> None:
+    """One line of JSON a post (:meth:`tmrjax.reader.Reader.prediction_rows`), and beside it PATH.about.json.
+
+    ``about`` says of what run, data and split they are.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = jsonl_bytes(reader.prediction_rows(examples, predictions))
+    write_atomic(path, content)
+    about = {**about, "posts": len(examples), "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(path.with_name(f"{path.name}.about.json"), about)
+
+
+def about_predictions(dataset: Dataset, split: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`write_predictions` says: split, hashes of data, labels and config, and the best step."""
+    return {
+        "split": split,
+        "task": meta["task"],
+        "data": dataset_meta(dataset),
+        "label_version": dataset.label_version,
+        "config_sha256": config_hash(meta["config"]),
+        "best": meta.get("best"),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

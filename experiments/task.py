@@ -14,8 +14,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import building, running
+from experiments import building, running, workdirs
 from experiments.loop import restore_best, train
+from experiments.settings import check_settings
 from tmrjax.checkpoints import package_versions
 from tmrjax.files import DataError
 from tmrjax.pipeline import Batches, BatchPlan, sample_fraction
@@ -44,6 +45,7 @@ def main(_) -> None:
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
     # ---- data, mesh, model
+    check_settings(config)
     if not config.data.root:
         raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
     dataset = read_dataset(config.data.root, on_error=config.data.on_error)
@@ -53,12 +55,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             raise DataError(
                 dataset.root, f"no record in {split}", needs, "Import with fewer demands, or split by hand."
             )
-    running.claim_workdir(workdir, config.to_dict() | {"dataset": running.dataset_meta(dataset)})
-    finished = workdir / "report.json"
-    if finished.exists():
-        report = json.loads(finished.read_text(encoding="utf-8"))
-        show(report, dataset)
-        return report
+    identity = config.to_dict() | {"dataset": running.dataset_meta(dataset)}
+    if workdirs.on_first_process(lambda: workdirs.check_workdir(workdir, identity)):
+        return workdirs.finished_report(workdir, lambda report: show(report, dataset))
     for mark in warnings_of(dataset.info):
         logger.warning("%s", mark)
     mesh = make_mesh(config.devices or None)
@@ -86,11 +85,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     step = make_train_step(reader.loss(), optimizer, mesh, accumulate=config.accumulate)
     predict = reader.predict_step(mesh)
 
-    def evaluate(variables, examples=dev) -> dict[str, Any]:
-        return running.evaluate_split(reader, predict, variables, examples, pictures, mesh, config.eval_batch_size)
+    def predictions_of(variables, examples, *, probabilities=False) -> list[Any]:
+        return running.predict_split(
+            reader, predict, variables, examples, pictures, mesh, config.eval_batch_size,
+            num_threads=config.data.num_threads, probabilities=probabilities,
+        )  # fmt: skip
 
     def evaluate_dev(variables) -> dict[str, float]:
-        scores = evaluate(variables)
+        scores = reader.report(dev, predictions_of(variables, dev))
         return {name: scores[name] for name in ("precision", "recall", "f1")}
 
     # ---- loop
@@ -100,54 +102,68 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "versions": package_versions(),
         **reader.to_meta(),
     }
-    outcome = train(
-        workdir=workdir,
-        state=create_state(variables, optimizer, seed=config.seed),
-        step_function=step,
-        batches=batches,
-        evaluate=evaluate_dev,
-        meta=meta,
-        mesh=mesh,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-    )
+    with workdirs.claimed_workdir(workdir, identity):
+        outcome = train(
+            workdir=workdir,
+            state=create_state(variables, optimizer, seed=config.seed),
+            step_function=step,
+            batches=batches,
+            evaluate=evaluate_dev,
+            meta=meta,
+            mesh=mesh,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            num_threads=config.data.num_threads,
+            num_workers=config.data.num_workers,
+        )
 
-    # ---- test, once, with the best epoch on dev
-    best, _ = restore_best(workdir, mesh)
-    report = {
-        "task": config.task,
-        "variant": model.variant,
-        "ablation": ablation_name(model),
-        "dataset": dataset.info.name,
-        "data": meta["dataset"],
-        "labels_sha256": dict(dataset.info.labels_sha256),
-        "label_version": dataset.label_version,
-        "leaky_phrases": dataset.info.leaky_phrases,
-        "leaky_regions": dataset.info.leaky_regions,
-        "seed": config.seed,
-        "best_epoch": outcome["best"]["epoch"],
-        "dev": {name: outcome["best"][name] for name in ("precision", "recall", "f1")},
-        "test": evaluate(best, reader.encode(dataset.splits["test"], say="test")),
-        "seconds_per_step": outcome["seconds_per_step"],
-        "compile_seconds": outcome["compile_seconds"],
-        "steps": outcome["steps"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        "devices": mesh.size,
-        "platform": jax.default_backend(),
-        "versions": meta["versions"],
-    }
-    if jax.process_index() == 0:
-        running.write_json(finished, report)
-        show(report, dataset)
-    return report
+        # ---- test, once, with the best epoch on dev; what is said of it comes from the JSON beside its weights
+        variables, kept = restore_best(workdir, mesh)
+        best, scores = kept["best"], {}
+        for split, encoded in (("dev", dev), ("test", reader.encode(dataset.splits["test"], say="test"))):
+            predictions = predictions_of(variables, encoded, probabilities=True)
+            scores[split] = reader.report(encoded, predictions)
+            if jax.process_index() == 0:
+                path = workdir / "predictions" / f"{split}.jsonl"
+                about = running.about_predictions(dataset, split, kept)
+                running.write_predictions(path, reader, encoded, predictions, about)
+        report = {
+            "task": config.task,
+            "variant": model.variant,
+            "ablation": ablation_name(model),
+            "dataset": dataset.info.name,
+            "data": meta["dataset"],
+            "labels_sha256": dict(dataset.info.labels_sha256),
+            "label_version": dataset.label_version,
+            "leaky_phrases": dataset.info.leaky_phrases,
+            "leaky_regions": dataset.info.leaky_regions,
+            "seed": config.seed,
+            "fraction": config.data.fraction,
+            "train_posts": {"used": len(records), "of": len(dataset.splits["train"])},
+            "best_epoch": best["epoch"],
+            "dev": {name: best[name] for name in ("precision", "recall", "f1")},
+            "test": scores["test"],
+            "seconds_per_step": outcome["seconds_per_step"],
+            "compile_seconds": outcome["compile_seconds"],
+            "steps": outcome["steps"],
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+            "devices": mesh.size,
+            "platform": jax.default_backend(),
+            "versions": meta["versions"],
+        }
+        if jax.process_index() == 0:
+            running.write_json(workdir / workdirs.REPORT, report)
+            show(report, dataset)
+        return report
 
 
 def show(report: dict[str, Any], dataset: Dataset) -> None:
     """Print the report."""
+    posts = report["train_posts"]
+    part = f"{100 * report['fraction']:g} % of train ({posts['used']} of {posts['of']} posts), "
     title = (
-        f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, seed {report['seed']} "
+        f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, "
+        f"{part if report['fraction'] < 1 else ''}seed {report['seed']} "
         f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
     )
     print(format_report(report["task"], report["test"], title, dataset.info, dataset.label_version), flush=True)

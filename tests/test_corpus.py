@@ -12,6 +12,7 @@ from tmrjax.corpus import (
     CorpusSplit,
     Pair,
     corpus_table,
+    hash_file,
     open_corpus,
     verify_corpus,
     write_corpus,
@@ -121,6 +122,75 @@ def test_an_edited_index_or_manifest_is_refused(root):
     (root / CORPUS_FILE).unlink()
     with pytest.raises(DataError, match="build_divergence_corpus"):
         open_corpus(root)
+
+
+def changed(path, value):
+    """`corpus.json` with `value` at a path of keys."""
+
+    def change(manifest):
+        place = manifest
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("splits",), [], "a list in 'splits'"),
+        (("splits", "train"), None, "None as the split 'train'"),
+        (("splits", "train", "records"), "10", "a str in 'train.records'"),
+        (("splits", "train", "records"), -1, "a int in 'train.records'"),
+        (("splits", "train", "counts"), 3, "a int in 'train.counts'"),
+        (("splits", "train", "counts", "tweets"), [1], "a list in 'train.counts.tweets'"),
+        (("splits", "train", "counts", "tweets", "weaken"), "2", "a str in 'train.counts.tweets.weaken'"),
+        (("splits", "train", "counts", "nobody"), {}, "the unknown source 'nobody'"),
+        (("splits", "train", "shards"), {}, "a dict in 'train.shards'"),
+        (("splits", "train", "shards", 0), 7, "7 as the file"),
+        (("splits", "train", "shards", 0, "file"), 7, "a int in 'train.file'"),
+        (("splits", "train", "shards", 0, "file"), "../x", "the path '../x'"),
+        (("splits", "train", "shards", 0, "file"), "/etc/passwd", "the path '/etc/passwd'"),
+        (("splits", "train", "index"), None, "None as the file"),
+        (("splits", "train", "index", "sha256"), None, "a NoneType in 'train.sha256'"),
+        (("source_names",), "ab", "a str in 'source_names'"),
+        (("source_names", 0), 3, "3 in 'source_names"),
+        (("classes",), None, "other classes"),
+        (("seed",), 1.5, "a float in 'seed'"),
+        (("synthetic",), 1, "a int in 'synthetic'"),
+        (("name",), None, "a NoneType in 'name'"),
+        (("sources",), [], "a list in 'sources'"),
+    ],
+)
+def test_a_value_of_another_type_is_a_clear_error(root, path, value, message):
+    manifest = json.loads((root / CORPUS_FILE).read_text())
+    changed(path, value)(manifest)
+    (root / CORPUS_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=message):
+        open_corpus(root)
+
+
+def test_an_index_of_other_numbers_is_refused_though_its_hash_fits(root):
+    np.save(root / "test.index.npy", np.zeros((3, 2)))
+    manifest = json.loads((root / CORPUS_FILE).read_text())
+    manifest["splits"]["test"]["index"]["sha256"] = hash_file(root / "test.index.npy")
+    (root / CORPUS_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"an array of float64, 2 axes"):
+        open_corpus(root)
+    (root / "test.index.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    manifest["splits"]["test"]["index"]["sha256"] = hash_file(root / "test.index.npy")
+    (root / CORPUS_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="no index"):
+        open_corpus(root)
+
+
+@pytest.mark.parametrize("change", [{"label": 3}, {"label": "1"}, {"text": 7}, {"image": "x"}, {"height": None}])
+def test_a_record_of_other_types_is_no_pair(tmp_path, change, monkeypatch):
+    write(tmp_path, test=[pair(0)])
+    monkeypatch.setattr("tmrjax.corpus.msgpack.unpackb", lambda data: pair(0)._asdict() | change)
+    with pytest.raises(DataError, match="record 0: found no pair"):
+        open_corpus(tmp_path, require_classes=())["test"][0]
 
 
 def test_an_interrupted_write_leaves_no_corpus(root):

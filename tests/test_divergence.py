@@ -311,3 +311,16 @@ def test_modes_and_shares_that_are_not_there_are_named():
         make_loss(DivergenceEstimator(SMALL), "contrast")
     with pytest.raises(ValueError, match="share of rows"):
         make_loss(DivergenceEstimator(SMALL), "negative_sampling", negatives=0.0)
+
+
+def test_pixels_as_bytes_give_the_scores_of_the_same_pixels_as_floats(released):
+    """uint8 pixels are scaled on the device, padding included, which the mask hides."""
+    _, model, variables, batch, *_ = released
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, 256, batch["pixel_values"].shape).astype(np.uint8)
+    pixels[~batch["pixel_mask"].astype(bool)] = 0
+    floats = np.where(batch["pixel_mask"].astype(bool)[..., None], pixels / np.float32(127.5) - 1, 0).astype(np.float32)
+    found, expected = (model.apply(variables, batch | {"pixel_values": p}, train=False)[0] for p in (pixels, floats))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    other = model.apply(variables, batch | {"pixel_values": 255 - pixels}, train=False)[0]
+    assert np.abs(found - other).max() > 1e-3

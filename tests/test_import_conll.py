@@ -1,5 +1,6 @@
 """Own tagged text: columns, tag schemes, pictures, splits, and what is wrong with a file, said by file and line."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep import import_twitter
-from data_prep.column_files import Columns, Sentence, TagError, to_iob2
+from data_prep.column_files import Columns, Sentence, TagError, read_sentences, to_iob2
 from data_prep.import_conll import TOOL, Options, import_conll, split_by_hand
 from tmrjax.files import DataError
 from tmrjax.records import SKIPPED_FILE, read_dataset
@@ -224,6 +225,42 @@ def test_sets_without_entities_and_wrong_columns_are_refused(write):
         import_conll(write("a\tB-X\n", columns={"tag": 3}))
     with pytest.raises(ValueError, match="columns count from 1"):
         Columns(token=0)
+
+
+def _keep(faults, *fault):
+    faults.append(fault)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_stays_in_its_sentence_and_is_never_another_error(tmp_path, seed):
+    """300 files, each with some bytes of one sentence replaced, dropped or doubled."""
+    generator = np.random.default_rng(seed)
+    blocks = [f"IMGID:{i}\nÄda\tB-X\nw{i}\tI-X\n\u3000x\tO".encode() for i in range(6)]
+    path, columns = tmp_path / "a.txt", Columns(separator="tab")
+    outcomes = Counter()
+    for _ in range(100):
+        place = int(generator.integers(1, len(blocks)))  # the first line says how many columns there are
+        damaged = bytearray(blocks[place])
+        for _ in range(generator.integers(1, 3)):
+            at = int(generator.integers(len(damaged)))
+            kind = generator.choice(["replace", "drop", "double"])
+            if kind == "replace":
+                damaged[at] = int(generator.choice([0, 9, 13, 45, 255, *range(65, 91)]))
+            elif kind == "drop" and damaged[at] != 10:
+                del damaged[at]
+            elif kind == "double" and damaged[at] != 10:
+                damaged.insert(at, damaged[at])
+        path.write_bytes(b"\n\n".join([*blocks[:place], bytes(damaged), *blocks[place + 1 :]]) + b"\n")
+        faults = []
+        keep = functools.partial(_keep, faults)
+        read = list(read_sentences(path, columns, "iob2", {}, keep, Counter()))
+        others = [str(number) for number in range(len(blocks)) if number != place]
+        found = [sentence.picture for sentence in read if len(sentence.tokens) == 3 and sentence.picture in others]
+        assert sorted({*found}) == others
+        assert all(str(error).startswith(f"{path}:") and line > 0 for error, line, _ in faults)
+        assert all(tag == "O" or tag[:2] in ("B-", "I-") for sentence in read for tag in sentence.tags)
+        outcomes["refused" if faults else "read"] += 1
+    assert outcomes["refused"] > 30 and outcomes["read"] > 10
 
 
 # ------------------------------------------------------------------ splits

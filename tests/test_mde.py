@@ -213,12 +213,15 @@ def test_what_cannot_be_trained_is_said_before_anything_is_computed(corpus, tmp_
     one_missing = make_corpus(tmp_path / "two", train=make_pairs(6, 0, classes=(0, 2)), dev=make_pairs(3, 1))
     with pytest.raises(DataError, match="no pair of the class complement in the split 'train'"):
         mde.run(small_config(one_missing), tmp_path / "c")
+    with pytest.raises(ValueError, match="choose_by is 'f1'; expected one of macro_f1, micro_f1, ece, log_loss"):
+        mde.run(small_config(corpus, choose_by="f1"), tmp_path / "g")
     with pytest.raises(ValueError, match="no mode 'contrast'"):
         mde.run(small_config(corpus, mode="contrast"), tmp_path / "d")
     with pytest.raises(FileNotFoundError, match=r"no such folder\. Give a Hugging Face ViLT"):
         mde.run(small_config(corpus, **{"text_encoder.folder": str(tmp_path / "none")}), tmp_path / "e")
     with pytest.raises(ValueError, match=r"pictures are cut to multiples of 8|expected a multiple of 8"):
         mde.run(small_config(corpus, **{"data.picture_size": 12}), tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]  # a start that failed claims nothing
 
 
 def test_checkpoints_of_another_kind_are_refused(finished, tmp_path):

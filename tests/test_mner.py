@@ -1,7 +1,9 @@
 """The commands end to end on a small demo world: train, resume, evaluate, predict, several devices and processes."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,10 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from data_prep.make_demo import make_demo
-from experiments import evaluate, running, task
+from experiments import building, evaluate, running, task, workdirs
 from experiments.configs.mner import get_config
+from experiments.settings import buckets_of, check_settings
 from tmrjax.checkpoints import CheckpointError, load_best
 from tmrjax.predict import Predictor
 from tmrjax.records import read_dataset, write_dataset
@@ -68,6 +73,60 @@ def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
     assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 13))
     assert list((workdir / "tensorboard").iterdir())
     assert np.isfinite([leaf for tree in jax.tree.leaves(arrays_of(workdir)) for leaf in np.ravel(tree)]).all()
+
+
+def test_predictions_of_dev_and_test_are_kept_with_what_they_belong_to(finished, world, tmp_path):
+    workdir, report = finished
+    dataset = read_dataset(world)
+    for split in ("dev", "test"):
+        path = workdir / "predictions" / f"{split}.jsonl"
+        about = json.loads(path.with_name(f"{split}.jsonl.about.json").read_text())
+        assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert about["split"] == split and about["posts"] == len(dataset.splits[split])
+        assert about["data"]["files"] == dict(dataset.info.files) and about["best"]["epoch"] == report["best_epoch"]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        correct = found = 0
+        for record, line in zip(dataset.splits[split], lines, strict=True):
+            assert (line["id"], line["tokens"]) == (record.id, list(record.tokens))
+            gold = {(s["start"], s["end"], s["label"]) for s in line["gold"]}
+            assert gold == {tuple(span) for span in spans_from_tags(record.tags, strict=True)}
+            assert all(0 < s["probability"] <= 1 for s in line["predicted"])
+            found += len(line["predicted"])
+            correct += len(gold & {(s["start"], s["end"], s["label"]) for s in line["predicted"]})
+        assert found > 0 and correct / found == report[split]["precision"]
+    evaluate.evaluate(workdir, "test", devices=1, predictions=tmp_path / "again.jsonl")
+    again, kept = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (tmp_path / "again.jsonl", workdir / "predictions" / "test.jsonl")
+    )
+    for one, other in zip(again, kept, strict=True):
+        assert [{**span, "probability": 0} for span in one["predicted"]] == [
+            {**span, "probability": 0} for span in other["predicted"]
+        ]
+    meta = load_best(workdir)[1]
+    assert json.loads((tmp_path / "again.jsonl.about.json").read_text())["config_sha256"] == about["config_sha256"]
+    assert about["config_sha256"] == running.config_hash(meta["config"])
+
+
+def test_a_part_of_the_training_posts_does_not_look_like_all_of_them(finished, world, capsys):
+    report = finished[1]
+    posts = len(read_dataset(world).splits["train"])
+    assert report["fraction"] == 1 and report["train_posts"] == {"used": posts, "of": posts}
+    task.show(report, read_dataset(world))
+    assert "% of train" not in capsys.readouterr().out
+    task.show(report | {"fraction": 0.1, "train_posts": {"used": 4, "of": 40}}, read_dataset(world))
+    assert "left out: none, 10 % of train (4 of 40 posts), seed 0" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"report\.json: damaged or of an older version"):
+        workdirs.finished_report(broken_copy(finished[0]), lambda found: task.show(found, read_dataset(world)))
+
+
+def broken_copy(workdir: Path) -> Path:
+    copy = workdir.parent / "broken"
+    copy.mkdir(exist_ok=True)
+    report = json.loads((workdir / "report.json").read_text())
+    del report["train_posts"]
+    (copy / "report.json").write_text(json.dumps(report))
+    return copy
 
 
 def test_a_finished_run_is_not_run_again(finished, world, capsys):
@@ -150,10 +209,11 @@ def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
 
 
 def test_changed_data_make_another_run(tmp_path):
-    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
-    running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}})
+    for _ in range(2):
+        with workdirs.claimed_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "a"}}}):
+            pass
     with pytest.raises(CheckpointError, match=r"dataset\.files\.train\.jsonl: 'a' → 'b'"):
-        running.claim_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "b"}}})
+        workdirs.check_workdir(tmp_path / "run", {"dataset": {"files": {"train.jsonl": "b"}}})
 
 
 def test_data_with_other_labels_is_refused(finished, world, tmp_path):
@@ -174,8 +234,97 @@ def test_what_is_missing_is_said_before_anything_is_computed(world, tmp_path):
         task.run(small_config(world, **{"text_encoder.weights": "pretrained"}), tmp_path / "b")
     with pytest.raises(ValueError, match="freeze_pictures=True"):
         task.run(small_config(world, **{"model.freeze_pictures": False}), tmp_path / "c")
-    with pytest.raises(ValueError, match="expected 'pretrained' or 'random'"):
+    with pytest.raises(ValueError, match="expected one of pretrained, random"):
         task.run(small_config(world, **{"text_encoder.weights": "rnadom"}), tmp_path / "d")
+    with pytest.raises(ValueError, match=r"data\.max_pieces is 600, but .*text_encoder reads at most 128 word pieces"):
+        task.run(small_config(world, **{"data.max_pieces": 600}), tmp_path / "e")
+    assert not list(tmp_path.iterdir())  # a start that failed claims nothing
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0), ("eval_batch_size", -1), ("data.max_pieces", 1), ("seed", -1), ("epochs", 0), ("clip", 0.0),
+        ("data.fraction", float("nan")), ("data.fraction", 1.5), ("lr_encoder", -1e-5), ("lr_fusion", float("inf")),
+        ("warmup", 1.5), ("weight_decay", -0.1), ("accumulate", 0), ("devices", -1), ("log_every", 0),
+        ("data.num_threads", 0), ("model.dropout", 1.0), ("model.dtype", "float8"), ("data.on_error", "ignore"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_the_name_of_their_key(world, tmp_path, key, value):
+    with pytest.raises(ValueError, match=rf"--config\.{key} is .*; expected "):
+        task.run(small_config(world, **{key: value}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_pictures_with_moving_statistics_are_refused():
+    config = get_config("demo")
+    config.model.batch_norm = "train"
+    with pytest.raises(ValueError, match=r"batch_norm='train' moves the statistics of the ResNet that model\.freeze"):
+        check_settings(config)
+    config.model.freeze_pictures = False
+    check_settings(config)
+
+
+def test_max_pieces_alone_sets_the_buckets():
+    config = get_config("twitter2017")
+    assert buckets_of(config.data) == (24, 32, 40, 56, 80)
+    config.data.max_pieces = 300
+    assert buckets_of(config.data) == (24, 32, 40, 56, 80, 128, 256, 300)
+    config.data.max_pieces, config.data.buckets = 60, (50, 24, 80)
+    assert buckets_of(config.data) == (24, 50, 60)
+
+
+def pretrained_folders(folder: Path, world: Path) -> tuple[Path, Path, dict, dict]:
+    """A BERT and a ResNet of the demo's sizes as transformers saves them, and their torch weights."""
+    transformers.set_seed(5)
+    found = []
+    for name, config, model in (
+        ("text_encoder", transformers.BertConfig, transformers.BertModel),
+        ("picture_encoder", transformers.ResNetConfig, transformers.ResNetModel),
+    ):
+        built = model(config.from_pretrained(world / name))
+        for module in built.modules():  # a fresh norm has the values that a forgotten one has
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
+                for tensor in (*module.parameters(), *module.buffers()):
+                    if tensor.dtype.is_floating_point:
+                        tensor.data.uniform_(0.5, 1.5)
+        built.save_pretrained(folder / name)
+        for file in ("vocab.txt", "tokenizer_config.json"):
+            if (world / name / file).exists():
+                shutil.copy(world / name / file, folder / name)
+        found.append({key: value.numpy() for key, value in built.state_dict().items()})
+    return folder / "text_encoder", folder / "picture_encoder", *found
+
+
+def starts_from(config, world: Path, folder: Path) -> None:
+    """The model of a config with pretrained encoders holds exactly the weights of their folders."""
+    text, picture, bert, resnet = pretrained_folders(folder, world)
+    for name, path in (("text_encoder", text), ("picture_encoder", picture)):
+        config[name].folder, config[name].weights = str(path), "pretrained"
+    dataset = read_dataset(world)
+    reader = building.build_reader(config, dataset)
+    variables = building.initial_variables(config, dataset, reader)
+    ours, stem = variables["params"]["bert"], variables["params"]["picture_encoder"]["resnet"]["stem"]
+    equal = np.testing.assert_array_equal
+    equal(ours["embeddings"]["word"]["embedding"], bert["embeddings.word_embeddings.weight"])
+    for layer in range(reader.model.bert.num_hidden_layers):
+        theirs = f"encoder.layer.{layer}"
+        equal(ours[f"layer_{layer}"]["attention"]["query"]["kernel"].T, bert[f"{theirs}.attention.self.query.weight"])
+        equal(ours[f"layer_{layer}"]["output"]["kernel"].T, bert[f"{theirs}.output.dense.weight"])
+        equal(ours[f"layer_{layer}"]["output_norm"]["scale"], bert[f"{theirs}.output.LayerNorm.weight"])
+    first = "embedder.embedder"
+    equal(stem["kernel"].transpose(3, 2, 0, 1), resnet[f"{first}.convolution.weight"])
+    equal(stem["scale"], resnet[f"{first}.normalization.weight"])
+    statistics = variables["batch_stats"]["picture_encoder"]["resnet"]["stem"]
+    equal(statistics["mean"], resnet[f"{first}.normalization.running_mean"])
+    equal(statistics["var"], resnet[f"{first}.normalization.running_var"])
+    config.text_encoder.weights = config.picture_encoder.weights = "random"
+    other = building.initial_variables(config, dataset, reader)["params"]
+    assert np.abs(other["bert"]["embeddings"]["word"]["embedding"] - ours["embeddings"]["word"]["embedding"]).max() > 0
+
+
+def test_a_run_with_pretrained_encoders_starts_from_exactly_their_weights(world, tmp_path):
+    starts_from(small_config(world), world, tmp_path)
 
 
 # ---------------------------------------------------------------------- processes
@@ -244,6 +393,37 @@ def test_two_processes_learn_what_one_does(world, uninterrupted, tmp_path):
     double = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (single, double)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_the_program_that_users_run_gives_what_the_tests_see(world, tmp_path):
+    """All of XLA's optimisations, which conftest.py switches off: the figures are those without them."""
+    overrides = {"data.root": world, **SMALL, "epochs": 3, "lr_encoder": 3e-3, "lr_fusion": 1e-2}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    arguments = [
+        "experiments/mner.py",
+        "--config=experiments/configs/mner.py:demo",
+        f"--workdir={tmp_path}/run",
+        *flags,
+    ]
+    optimised = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run(
+        [sys.executable, *arguments], check=False, cwd=ROOT, env=optimised, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    again = evaluate.evaluate(tmp_path / "run", "test", devices=1, predictions=tmp_path / "again.jsonl")
+    kept, found = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "run" / "predictions" / "test.jsonl", tmp_path / "again.jsonl")
+    )
+    # Rounding may move a tag that two paths are level on; a wrong program would move many.
+    same = [one["predicted"] and [s | {"probability": 0} for s in one["predicted"]] for one in kept]
+    other = [one["predicted"] and [s | {"probability": 0} for s in one["predicted"]] for one in found]
+    assert sum(a == b for a, b in zip(same, other, strict=True)) >= len(kept) - 1
+    assert abs(again["f1"] - report["test"]["f1"]) < 0.05
 
 
 def test_a_misspelt_key_is_refused(world, tmp_path):

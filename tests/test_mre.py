@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_mner import LONG, SMALL
+from test_mner import LONG, SMALL, starts_from
 
 from data_prep.make_demo import make_demo
 from experiments import evaluate, loop, task
@@ -57,6 +57,18 @@ def test_a_run_leaves_a_report(finished, world):
     gold = [record.relation for record in read_dataset(world).splits["test"]]
     assert report["test"]["support"] == sum(relation != "None" for relation in gold)
     assert report["dev"]["f1"] > 0
+
+
+def test_predictions_are_kept_with_both_probabilities(finished, world):
+    workdir, report = finished
+    lines = [json.loads(line) for line in (workdir / "predictions" / "test.jsonl").read_text().splitlines()]
+    records = read_dataset(world).splits["test"]
+    for record, line in zip(records, lines, strict=True):
+        assert (line["id"], line["gold"]) == (record.id, record.relation)
+        assert (line["head"], line["tail"]) == (list(record.head), list(record.tail))
+        assert 0 <= line["gold_probability"] <= line["probability"] <= 1
+        assert line["gold"] != line["predicted"] or line["gold_probability"] == line["probability"]
+    assert sum(line["gold"] == line["predicted"] for line in lines) / len(lines) == report["test"]["accuracy"]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -210,6 +222,10 @@ def get_ner_config(world):
     config = ner("demo")
     config.data.root = str(world)
     return config
+
+
+def test_a_run_with_pretrained_encoders_starts_from_exactly_their_weights(world, tmp_path):
+    starts_from(small_config(world), world, tmp_path)
 
 
 def test_leaks_are_warned_of_and_marked(world, tmp_path, caplog, capsys):

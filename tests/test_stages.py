@@ -243,3 +243,48 @@ def test_the_digest_of_a_file(tmp_path):
 def test_misspelt_selections(selection):
     with pytest.raises(ValueError, match="expected"):
         Selection(**selection)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.pop("counts"),
+        lambda line: line.update({"coumts": line.pop("counts")}),
+        lambda line: line.update(counts=[1]),
+        lambda line: line.update(counts={"words": "2"}),
+        lambda line: line.pop("seconds"),
+        lambda line: line.update(seconds="1"),
+        lambda line: line.update(id=7),
+        lambda line: line.update(id=["t0"]),
+        lambda line: line.update(input=None),
+        lambda line: line.pop("value"),
+        lambda line: line.update(more=1),
+    ],
+)
+def test_a_damaged_line_of_a_journal_is_named_and_what_to_do_helps(root, change):
+    run(root)
+    (journal,) = (root / "journals").glob("*/shard-*.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    line = json.loads(lines[2])
+    change(line)
+    journal.write_text("".join([*lines[:2], json.dumps(line) + "\n", *lines[3:]]))
+    with pytest.raises(DataError, match=r"shard-1-of-1.jsonl:3: .*Remove the line"):
+        run(root)
+    journal.write_text("".join([*lines[:2], *lines[3:]]))
+    assert phrases(run(root))["t1"] == ("HELLO T1!",)
+
+
+def test_a_value_that_the_stage_did_not_write_is_a_clear_error(root):
+    run(root)
+    (journal,) = (root / "journals").glob("*/shard-*.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:2], json.dumps(json.loads(lines[2]) | {"value": None}) + "\n", *lines[3:]]))
+    with pytest.raises(DataError, match=r"result of t1: found a value that is none of this stage's|t1.*phrases"):
+        run(root)
+
+
+def test_a_journal_of_a_foreign_name_is_no_traceback(root):
+    run(root)
+    (journal,) = (root / "journals").glob("*/shard-*.jsonl")
+    journal.with_name("shard-x.jsonl").write_bytes(journal.read_bytes())
+    assert phrases(run(root))["t1"] == ("HELLO T1!",)

@@ -237,3 +237,22 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
         make_mesh(9)
     with pytest.raises(ValueError, match="a batch of 12 does not divide into 8 devices times 1"):
         check_batch_size(12, make_mesh(8))
+
+
+def test_training_in_bfloat16_learns_with_float32_parameters():
+    """The mode of a GPU: gradients finite, the loss falls, and nothing that is kept is bfloat16."""
+    model, mesh, batch = make_model(dtype=jnp.bfloat16), make_mesh(1), make_batch()
+    variables = initial(model)
+    optimizer = make_optimizer(SETTINGS, variables["params"], model.frozen)
+    step = make_train_step(tagging_loss(model), optimizer, mesh)
+    state, values = replicate(create_state(variables, optimizer, seed=0), mesh), []
+    for _ in range(8):
+        state, found = step(state, shard_batch(batch, mesh))
+        values.append((float(found["loss"]), float(found["gradient_norm"])))
+    losses, norms = np.array(values).T
+    assert np.isfinite(losses).all() and np.isfinite(norms).all() and (norms > 0).all()
+    assert losses[-1] < 0.8 * losses[0]
+    kept = jax.tree.leaves((state.params, state.opt_state))
+    assert {str(leaf.dtype) for leaf in kept} <= {"float32", "int32"}
+    outputs = model.apply({"params": state.params}, batch, train=False, capture_intermediates=True)[1]
+    assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(outputs))  # the mode was on

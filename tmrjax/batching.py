@@ -116,8 +116,11 @@ class PlannedBatches:
         return indices, self.load(bucket, indices[self.process_index * size : (self.process_index + 1) * size])
 
     def iterate(self, start: int = 0, *, num_threads: int = 2, num_workers: int = 0, prefetch: int = 4) -> Iterator:
-        """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes."""
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+        """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes.
+
+        At least ``prefetch`` batches are prepared ahead, and as many as there are threads: each thread makes one.
+        """
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
         dataset = grain.MapDataset.source(self)[start:].to_iter_dataset(options)
         if num_workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))

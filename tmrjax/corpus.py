@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import typing
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,9 @@ class Pair(NamedTuple):
     image: bytes
     height: int
     width: int
+
+
+_PAIR_TYPES = typing.get_type_hints(Pair)
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class CorpusSplit(Sequence):
         split = self.info.splits[self.name]
         try:
             self._shards = ArrayRecordDataSource([str(self.root / shard["file"]) for shard in split.shards])
-        except RuntimeError as error:  # a shard that was cut off
+        except (RuntimeError, ValueError) as error:  # a shard that was cut off
             raise DataError(
                 self.root,
                 f"an unreadable shard of {self.name!r} {error}".strip(),
@@ -230,7 +234,14 @@ class CorpusSplit(Sequence):
                 "Copy it again.",
             ) from error
         # height, width, characters, label, source of every pair: a memory map of INDEX_TYPE [N]
-        self.index = np.load(self.root / split.index["file"], mmap_mode="r")
+        path = self.root / split.index["file"]
+        try:
+            self.index = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError, SyntaxError) as error:
+            raise DataError(path, f"no index ({error})", "an .npy file", "Copy or build the corpus again.") from error
+        if self.index.dtype != INDEX_TYPE or self.index.ndim != 1:
+            found = f"an array of {self.index.dtype}, {self.index.ndim} axes"
+            raise DataError(path, found, f"one axis of {INDEX_TYPE}", "Build the corpus again.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "info": self.info, "name": self.name}
@@ -247,8 +258,13 @@ class CorpusSplit(Sequence):
         number = range(len(self))[number]
         where = f"{self.root}/{self.name}, record {number}"
         try:
-            value = msgpack.unpackb(self._shards[number])
-            return Pair(**value)
+            pair = Pair(**msgpack.unpackb(self._shards[number]))
+            for name, kind in _PAIR_TYPES.items():
+                if type(getattr(pair, name)) is not kind:
+                    raise TypeError(f"{name} is a {type(getattr(pair, name)).__name__}, not {kind.__name__}")
+            if not 0 <= pair.label < len(CLASSES):
+                raise ValueError(f"the label {pair.label}")
+            return pair
         except (ValueError, TypeError, RuntimeError) as error:
             advice = "The shard is damaged: copy the corpus again, or build it again."
             raise DataError(where, f"no pair ({error})", f"the keys {', '.join(Pair._fields)}", advice) from error
@@ -284,15 +300,54 @@ def read_corpus_info(root: str | os.PathLike) -> CorpusInfo:
     value, check = parse_json(read_bytes(path), str(path)), RecordChecker(str(path))
     known = [item.name for item in dataclasses.fields(CorpusInfo)]
     check.keys(value, known, known, CORPUS_FILE)
-    if tuple(value["classes"]) != CLASSES:
-        check.fail(f"the classes {value['classes']}", f"{list(CLASSES)}, in this order", "Build the corpus again.")
+    if value["classes"] != list(CLASSES):
+        check.fail(f"other classes in {CORPUS_FILE}", f"{list(CLASSES)}, in this order", "Build the corpus again.")
+    for kind, keys in _TYPES.items():
+        for key in keys:
+            _require(check, value[key], kind, key)
+    names = check.texts(value["source_names"], "source_names")
     splits = {}
     for name, split in value["splits"].items():
         check.member(name, "split", SPLITS)
-        keys = [item.name for item in dataclasses.fields(SplitInfo)]
-        check.keys(split, keys, keys, f"split {name!r}")
-        splits[name] = SplitInfo(**{**split, "shards": tuple(split["shards"])})
-    return CorpusInfo(**{**value, "splits": splits, "source_names": tuple(value["source_names"]), "classes": CLASSES})
+        splits[name] = _split_from_json(split, name, names, check)
+    return CorpusInfo(**{**value, "splits": splits, "source_names": names, "classes": CLASSES})
+
+
+_TYPES = {
+    str: ("name", "tool", "version"),
+    dict: ("splits", "sources", "options", "skipped", "duplicates"),
+    list: ("source_names",),
+    int: ("seed",),
+    bool: ("synthetic",),
+}
+_KINDS = {str: "a string", dict: "an object", list: "a list", int: "a number >= 0", bool: "true or false"}
+
+
+def _require(check: RecordChecker, value: Any, kind: type, name: str) -> None:
+    if type(value) is not kind or (kind is int and value < 0):
+        check.fail(f"a {type(value).__name__} in {name!r}", _KINDS[kind], "Copy or build the corpus again.")
+
+
+def _split_from_json(split: Any, name: str, names: Sequence[str], check: RecordChecker) -> SplitInfo:
+    keys = [item.name for item in dataclasses.fields(SplitInfo)]
+    check.keys(split, keys, keys, f"split {name!r}")
+    _require(check, split["records"], int, f"{name}.records")
+    _require(check, split["counts"], dict, f"{name}.counts")
+    _require(check, split["shards"], list, f"{name}.shards")
+    for source, counts in split["counts"].items():
+        check.member(source, "source", names)
+        _require(check, counts, dict, f"{name}.counts.{source}")
+        for label, count in counts.items():
+            check.member(label, "class", CLASSES)
+            _require(check, count, int, f"{name}.counts.{source}.{label}")
+    files = (("file", "sha256"), split["index"]), *((("file", "records", "sha256"), shard) for shard in split["shards"])
+    for fields, entry in files:
+        check.keys(entry, fields, fields, f"file of the split {name!r}")
+        for key in fields:
+            _require(check, entry[key], int if key == "records" else str, f"{name}.{key}")
+        if entry["file"] != os.path.basename(check.word(entry["file"], f"{name}.file")):
+            check.fail(f"the path {entry['file']!r} in {name!r}", "a file in the corpus's folder", "Copy it there.")
+    return SplitInfo(**{**split, "shards": tuple(split["shards"])})
 
 
 def open_corpus(root: str | os.PathLike, *, require_classes: Sequence[str] = ("train",)) -> Corpus:
@@ -336,7 +391,8 @@ def verify_corpus(root: str | os.PathLike) -> Corpus:
         reader = corpus[name]
         for number, row in enumerate(reader.index):
             pair = reader[number]
-            source = corpus.info.source_names.index(pair.source)
+            names = corpus.info.source_names
+            source = names.index(pair.source) if pair.source in names else pair.source
             found = (pair.height, pair.width, len(pair.text), pair.label, source)
             if found != row.item():
                 raise DataError(

@@ -132,6 +132,7 @@ class Estimator:
         batches: PairBatches,
         mesh: Mesh,
         *,
+        num_threads: int = 2,
         progress: Progress = lambda batches, _: batches,
     ) -> np.ndarray:
         """Scores [N,3] of every pair of a split, in its order; no pair is dropped, whatever the batch size is.
@@ -139,7 +140,7 @@ class Estimator:
         ``batches``: of one epoch, see :meth:`batches`; ``progress`` wraps their iterator, given their number.
         """
         scores = np.full((len(batches.split), len(CLASSES)), np.nan, np.float32)
-        for indices, batch in progress(batches.iterate(), len(batches)):
+        for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             found = np.asarray(step(variables, shard_batch(batch, mesh)))
             scores[indices[indices >= 0]] = found[indices >= 0]
         return scores

@@ -161,6 +161,39 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         raise
 
 
+class FolderOfFiles:
+    """Which relative paths are regular files inside of a folder; made for one reading, for it remembers folders.
+
+    A folder is resolved once, and a file only where it is a link: for a path of every record that is one system call.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = os.fspath(root)
+        self._base = os.path.realpath(self.root)
+        self._inside: dict[str, bool] = {}
+
+    def look(self, path: str) -> str:
+        """ "there"; "missing": no regular file; "outside": the path, or a link on its way, leads out of the folder."""
+        folder = os.path.dirname(path)
+        if folder not in self._inside:
+            self._inside[folder] = self._is_inside(os.path.join(self.root, folder))
+        if not self._inside[folder]:
+            return "outside"
+        file = os.path.join(self.root, path)
+        try:
+            mode = os.lstat(file).st_mode
+            if stat.S_ISLNK(mode):
+                if not self._is_inside(file):
+                    return "outside"
+                mode = os.stat(file).st_mode
+        except (OSError, ValueError):  # ValueError: a NUL character
+            return "missing"
+        return "there" if stat.S_ISREG(mode) else "missing"
+
+    def _is_inside(self, path: str) -> bool:
+        return os.path.commonpath([os.path.realpath(path), self._base]) == self._base
+
+
 def jsonl_bytes(objects: Iterable[Mapping[str, Any]]) -> bytes:
     """One JSON object per line, UTF-8, LF; NaN and infinities raise ValueError."""
     return "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in objects).encode("utf-8")

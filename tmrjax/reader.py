@@ -108,6 +108,10 @@ class Reader:
         """Scores of predictions against the records' labels."""
         raise NotImplementedError
 
+    def prediction_rows(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """One JSON object a post for comparisons: id, tokens, gold, predicted and its probability."""
+        raise NotImplementedError
+
     def _decode(self, output: Any, rows: Mapping[int, Example], *, probabilities: bool) -> dict[int, Any]:
         """Predictions of the rows of one batch from the step's output."""
         raise NotImplementedError
@@ -232,6 +236,7 @@ class Reader:
         mesh: Mesh,
         *,
         batch_size: int,
+        num_threads: int = 2,
         probabilities: bool = False,
         progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
     ) -> list[Any]:
@@ -251,7 +256,7 @@ class Reader:
         plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
         batches = Batches(rows, plan, self.collator(pictures), jax.process_index(), jax.process_count())
         results: list[Any] = [None] * len(examples)
-        for indices, batch in progress(batches.iterate(), len(batches)):
+        for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             output = step(variables, shard_batch(batch, mesh))
             there = {row: index for row, index in enumerate(indices) if index >= 0}
             whole = {row: rows[index] for row, index in there.items() if len(waiting[owners[index][0]]) == 1}

@@ -31,14 +31,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tmrjax.files import DataError
+from tmrjax.files import DataError, FolderOfFiles
 
 Box = tuple[float, float, float, float]
 Scores = tuple[float, float, float]
@@ -50,6 +51,10 @@ DATASET_FILE = "dataset.json"
 NUM_REGIONS = 3  # of a picture that a model reads (paper section 3.2): the first ones of a record
 SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
+
+MAX_WORD = 10_000  # characters of a token, a phrase, a label, an id, a path: a longer one is a file read wrongly
+# What ends a line or a string for other programs. Other invisible characters stand in real posts.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _SHARED_KEYS = ("id", "tokens", "image", "regions", "phrases", "generated", "scores", "generated_scores")
 _LABEL_KEYS = {"ner": ("tags",), "re": ("head", "tail", "relation")}
@@ -125,7 +130,7 @@ class DatasetInfo:
     files: dict[str, str] = field(default_factory=dict)
     labels_sha256: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def tag_set(self) -> tuple[str, ...]:
         """The tags of a NER set: O, then B-x, I-x for each entity type in order; empty for RE."""
         if self.task != "ner":
@@ -172,7 +177,7 @@ def _regions_to_json(picture: Record | Generated) -> dict[str, Any]:
 
 
 def record_from_json(
-    value: Any, info: DatasetInfo, *, where: str, root: Path | None = None, require_labels: bool = True
+    value: Any, info: DatasetInfo, *, where: str, root: Path | FolderOfFiles | None = None, require_labels: bool = True
 ) -> Record:
     """Checks one JSON object against the format and makes a :class:`Record` of it.
 
@@ -184,7 +189,7 @@ def record_from_json(
     label_keys = _LABEL_KEYS[info.task]
     required = (*_SHARED_KEYS, *label_keys) if require_labels else ("id", "tokens")
     check.keys(value, required, (*_SHARED_KEYS, _GROUNDING, *label_keys), "record")
-    identifier = check.text(value["id"], "id")
+    identifier = check.word(value["id"], "id")
     tokens = check.texts(value["tokens"], "tokens")
     if not tokens:
         check.fail("no token", "at least one token in 'tokens'", "Drop the post or give it its words.")
@@ -242,9 +247,9 @@ class RecordChecker:
             self.fail(f"{_short(value)} as the {name}", "a JSON object", "Write one object per line.")
         for key in value:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
+                close = difflib.get_close_matches(str(key)[:100], known, n=1)
                 advice = f"Did you mean {close[0]!r}?" if close else "Remove it, or put it into another file."
-                self.fail(f"the unknown key {key!r} in the {name}", f"only the keys {', '.join(known)}", advice)
+                self.fail(f"the unknown key {_short(key)} in the {name}", f"only the keys {', '.join(known)}", advice)
         missing = [key for key in required if key not in value]
         if missing:
             self.fail(
@@ -257,12 +262,22 @@ class RecordChecker:
         """A non-empty string that UTF-8 can hold."""
         if not isinstance(value, str) or not value:
             self.fail(f"{_short(value)} in {name!r}", "a non-empty string", "Give the text itself.")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            self.fail(
-                f"a lone surrogate in {name!r}", "text that is valid UTF-8", "Repair the escape in the source file."
-            )
+        if not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                advice = "Repair the escape in the source file."
+                self.fail(f"a lone surrogate in {name!r}", "text that is valid UTF-8", advice)
+        return value
+
+    def word(self, value: Any, name: str) -> str:
+        """A text without control characters (line breaks, NUL, ...) and of at most MAX_WORD characters."""
+        value = self.text(value, name)
+        if len(value) > MAX_WORD:
+            advice = "Split it into words; is it a whole file?"
+            self.fail(f"{len(value):,} characters in {name!r}", f"at most {MAX_WORD:,}", advice)
+        if not value.isprintable() and _CONTROL.search(value):
+            self.fail(f"a control character in {name!r}, {_short(value)}", "printable text", "Remove or replace it.")
         return value
 
     def optional_text(self, value: Any, name: str) -> str | None:
@@ -270,10 +285,14 @@ class RecordChecker:
         return None if value is None else self.text(value, name)
 
     def texts(self, value: Any, name: str) -> tuple[str, ...]:
-        """A list of non-empty strings."""
+        """A list of words, see :meth:`word`."""
         if not isinstance(value, list):
             self.fail(f"{_short(value)} in {name!r}", "a list of strings", "Write [] where there are none.")
-        return tuple(self.text(item, f"{name}[{index}]") for index, item in enumerate(value))
+        for index, item in enumerate(value):
+            # Nearly all are: the name of an error costs more than the check.
+            if not (isinstance(item, str) and item.isascii() and item.isprintable() and 0 < len(item) <= MAX_WORD):
+                self.word(item, f"{name}[{index}]")
+        return tuple(value)
 
     def member(self, value: Any, name: str, known: Sequence[str]) -> str:
         """One of `known`."""
@@ -290,7 +309,8 @@ class RecordChecker:
         tags = self.texts(value, "tags")
         if len(tags) != len(tokens):
             self.fail(f"{len(tags)} tags for {len(tokens)} tokens", "one tag per token", "Align 'tags' with 'tokens'.")
-        return tuple(self.member(tag, "tag", info.tag_set) for tag in tags)
+        known = info.tag_set
+        return tuple(tag if tag in known else self.member(tag, "tag", known) for tag in tags)
 
     def span(self, value: Any, name: str, length: int) -> Span:
         """A half-open range of tokens."""
@@ -300,7 +320,9 @@ class RecordChecker:
                 f"{_short(value)} in {name!r}", "[start, end) as two integers", "Count tokens from 0; end excluded."
             )
         if not 0 <= value[0] < value[1] <= length:
-            self.fail(f"{value} in {name!r}", f"0 <= start < end <= {length}", "Count tokens from 0; end is excluded.")
+            self.fail(
+                f"{_short(value)} in {name!r}", f"0 <= start < end <= {length}", "Count tokens from 0; end is excluded."
+            )
         return value[0], value[1]
 
     def pair(self, head: Span, tail: Span) -> None:
@@ -313,7 +335,8 @@ class RecordChecker:
         if not isinstance(value, list) or len(value) != count:
             self.fail(f"{_short(value)} in {name!r}", f"a list of {count} numbers", "See the format of a record.")
         for number in value:
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            # By comparison: math.isfinite raises for an int beyond the range of a double.
+            if isinstance(number, bool) or not isinstance(number, int | float) or not -1e300 < number < 1e300:
                 self.fail(f"{_short(number)} in {name!r}", f"{count} finite numbers", "Write null if they are unknown.")
         return tuple(float(number) for number in value)
 
@@ -373,23 +396,29 @@ class RecordChecker:
             )
         return weaken, complement, strengthen
 
-    def picture(self, value: Any, name: str, root: Path | None) -> str:
+    def picture(self, value: Any, name: str, root: Path | FolderOfFiles | None) -> str:
         """A relative path that stays inside `root` and exists there; not looked up without `root`."""
-        path = self.text(value, name)
+        path = self.word(value, name)
         if os.path.isabs(path) or "\\" in path or ".." in path.split("/"):
             self.fail(
-                f"the path {path!r} in {name!r}", "a path inside the data set's folder", "Copy the picture there."
+                f"the path {_short(path)} in {name!r}", "a path inside the data set's folder", "Copy the picture there."
             )
         if root is None:
             return path
-        real, base = os.path.realpath(root / path), os.path.realpath(root)
-        if os.path.commonpath([real, base]) != base:
-            self.fail(f"{path!r} in {name!r}, which leads out of {base}", "a file inside it", "Copy the picture there.")
-        if not os.path.isfile(real):
-            self.fail(f"no file {path!r} under {root}", f"the picture of {name!r}", "Add it, or write null.")
+        folder = root if isinstance(root, FolderOfFiles) else FolderOfFiles(root)
+        found = folder.look(path)
+        if found == "outside":
+            found = f"{_short(path)} in {name!r}, which leads out of {folder.root}"
+            self.fail(found, "a file inside it", "Copy the picture there.")
+        if found == "missing":
+            found = f"no file {_short(path)} under {folder.root}"
+            self.fail(found, f"the picture of {name!r}", "Add it, or write null.")
         return path
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256, write_atomic
+from tmrjax.files import DataError, FolderOfFiles, jsonl_bytes, parse_json, read_bytes, sha256, write_atomic
 from tmrjax.label_versions import hash_labels, label_version
 from tmrjax.record_schema import (
     DATASET_FILE,
@@ -76,6 +76,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 SKIPPED_FILE = "skipped.jsonl"
+_FILES = tuple(f"{split}.jsonl" for split in SPLITS)
 MARKS = ("leaky_phrases", "leaky_regions", "renormalised_scores", "synthetic")  # true or false in `dataset.json`
 _LATER_KEYS = ("leaky_regions", "labels_sha256")  # that older data sets do not have
 _AGAIN = "Prepare the set again."
@@ -135,6 +136,7 @@ def read_records(
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     path = Path(path)
     seen = {} if seen is None else seen
+    folder = FolderOfFiles(path.parent if root is None else root)
     records = []
     lines = read_bytes(path).split(b"\n")
     if lines and not lines[-1]:
@@ -145,7 +147,6 @@ def read_records(
         try:
             value = parse_json(line, where)
             identifier = value.get("id") if isinstance(value, dict) else None
-            folder = path.parent if root is None else Path(root)
             record = record_from_json(value, info, where=where, root=folder, require_labels=require_labels)
             if record.id in seen:
                 raise DataError(
@@ -199,6 +200,9 @@ def _info_from_json(value: Any, where: str) -> DatasetInfo:
     labels = check.texts(value["labels"], "labels")
     if not labels or len(set(labels)) != len(labels):
         check.fail(f"the labels {list(labels)}", "at least one label, each once", "Correct 'labels'.")
+    for label in labels:
+        if not label.strip() or (label == "O" and value["task"] == "ner"):
+            check.fail(f"the label {label!r}", "a name; O is the tag of words without one", "Correct 'labels'.")
     for key in MARKS:
         if not isinstance(value[key], bool):
             check.fail(f"{value[key]!r} in {key!r}", "true or false", f"Correct {key!r}.")
@@ -211,7 +215,8 @@ def _info_from_json(value: Any, where: str) -> DatasetInfo:
         labels=labels,
         **{key: value[key] for key in (*MARKS, "stages")},
         files={
-            check.text(name, "files"): check.text(digest, f"files.{name}") for name, digest in value["files"].items()
+            check.member(name, "file", _FILES): check.text(digest, f"files.{name}")
+            for name, digest in value["files"].items()
         },
         labels_sha256=_label_hashes(check, value),
     )
@@ -320,12 +325,13 @@ def write_dataset(
         )
     seen: dict[str, str] = {}
     contents = {}
+    folder = FolderOfFiles(root)
     for split, records in splits.items():
         name = f"{split}.jsonl"
         objects = [record_to_json(record, info.task) for record in records]
         for number, item in enumerate(objects, start=1):
             where = f"{root / name}:{number}"
-            identifier = record_from_json(item, info, where=where, root=root).id
+            identifier = record_from_json(item, info, where=where, root=folder).id
             if identifier in seen:
                 raise DataError(
                     where, f"the id {identifier!r} again, first at {seen[identifier]}", "an id once", "Rename one."
@@ -348,12 +354,27 @@ def write_dataset(
 
 
 def _finish_write(root: Path) -> None:
-    """Moves the files of a whole new set into place; one that was interrupted before it was whole stays away."""
+    """Moves the files of a whole new set into place; one that was interrupted before it was whole stays away.
+
+    Nothing is replaced before every file of the new set has been seen with its hash, here or in place already.
+    """
     whole = root / (DATASET_FILE + _NEXT)
-    if not whole.exists():
-        return
-    with contextlib.suppress(FileNotFoundError):  # another reader does the same at the same time
-        for name in _info_from_json(parse_json(whole.read_bytes(), str(whole)), str(whole)).files:
+    try:
+        if not whole.exists():
+            return
+        files = _info_from_json(parse_json(read_bytes(whole), str(whole)), str(whole)).files
+        waiting = [name for name in files if os.path.lexists(root / (name + _NEXT))]
+        for name, digest in files.items():
+            path = root / (name + _NEXT if name in waiting else name)
+            if not os.path.lexists(path) or sha256(read_bytes(path)) != digest:
+                found = f"a new set of which {path.name} is missing or not the file that was written"
+                raise DataError(whole, found, "its SHA-256", f"Remove {root}/*{_NEXT} to keep the old set.")
+    except DataError:
+        if whole.exists():
+            raise
+        return  # another reader has finished the write meanwhile
+    with contextlib.suppress(FileNotFoundError):  # or does so now
+        for name in waiting:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(root / (name + _NEXT), root / name)
         os.replace(whole, root / DATASET_FILE)

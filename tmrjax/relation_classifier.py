@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,10 +19,11 @@ from tmrjax.train import Loss, classification_loss, make_classification_step
 
 
 class RelationPrediction(NamedTuple):
-    """The most probable relation (the first of equals) and its probability, the softmax of Eq. 11."""
+    """The most probable relation (the first of equals), its probability, and those of all, the softmax of Eq. 11."""
 
     relation: str
     probability: float
+    distribution: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,28 @@ class RelationClassifier(Reader):
         scores = relation_report(gold, [prediction.relation for prediction in predictions], self.labels)
         return scores | {"words": count_words(examples)}
 
+    def prediction_rows(
+        self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]
+    ) -> Iterator[dict[str, Any]]:
+        """{"id", "tokens", "head", "tail", "gold", "gold_probability", "predicted", "probability"}; spans by words."""
+        for example, prediction in zip(examples, predictions, strict=True):
+            record = example.record
+            yield {
+                "id": record.id,
+                "tokens": list(record.tokens),
+                "head": list(record.head),
+                "tail": list(record.tail),
+                "gold": record.relation,
+                "gold_probability": prediction.distribution[self.labels.index(record.relation)],
+                "predicted": prediction.relation,
+                "probability": prediction.probability,
+            }
+
     def _decode(self, output, rows, *, probabilities: bool) -> dict[int, RelationPrediction]:
         del probabilities  # they are there in any case
         found = np.asarray(output["probabilities"])
         best = found.argmax(-1)
-        return {row: RelationPrediction(self.labels[best[row]], float(found[row, best[row]])) for row in rows}
+        return {
+            row: RelationPrediction(self.labels[best[row]], float(found[row, best[row]]), tuple(found[row].tolist()))
+            for row in rows
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -116,6 +116,21 @@ class Tagger(Reader):
         mask = (np.arange(length) < words)[None]
         params = jax.device_get(output["crf"])
         return {"tags": _decoded(emissions, mask, params), "emissions": emissions, "mask": mask, "crf": params}
+
+    def prediction_rows(self, examples: Sequence[TaggingExample], predictions: Sequence[Prediction]) -> Iterator[dict]:
+        """{"id", "tokens", "gold": [{start, end, label}], "predicted": [{start, end, label, probability}]}, by words.
+
+        Both are strict IOB2 spans; ``predictions`` were made with ``probabilities=True``.
+        """
+        for example, prediction in zip(examples, predictions, strict=True):
+            record = example.record
+            found = zip(prediction.spans, prediction.probabilities, strict=True)
+            yield {
+                "id": record.id,
+                "tokens": list(record.tokens),
+                "gold": [span._asdict() for span in spans_from_tags(record.tags, strict=True)],
+                "predicted": [{**span._asdict(), "probability": probability} for span, probability in found],
+            }
 
     def _decode(self, output, rows: Mapping[int, TaggingExample], *, probabilities: bool) -> dict[int, Prediction]:
         tags = np.asarray(output["tags"])

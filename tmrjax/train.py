@@ -213,6 +213,13 @@ def make_train_step(
     )
 
 
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """True where no floating-point array of a tree holds NaN or an infinity."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats])) if floats else jnp.asarray(True)
+
+
 def constrain(params: crf.CRFParams, tags: tuple[str, ...] | None) -> crf.CRFParams:
     """The CRF with the transitions that IOB2 never allows made impossible; as it is where ``tags`` is None."""
     if tags is None:

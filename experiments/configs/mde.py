@@ -6,13 +6,17 @@ python experiments/mde.py --config=experiments/configs/mde.py:demo --workdir=run
 :base   the paper's: ViLT-B/32, 100,000 steps of 32 pairs; give the corpus and the weights to begin with:
             --config.data.root=DIR --config.encoder.folder=DIR (a Hugging Face ViLT, dandelin/vilt-b32-mlm's layout)
 
+:pairs  real pairs (Flickr8k, MVSA), 2 layers from scratch, 800 steps: python -m benchmarks.divergence_pairs builds the
+        corpus and trains each mode with it. Macro-F1 45.1 in the domain with mode=cross_entropy, and nothing of the
+        match is learned (README.md).
+
 Table 3's rows: --config.mode=cross_entropy, negative_sampling, supervised_contrastive. Baselines that see one side:
 --config.model.variant=text, picture. Less memory: --config.model.remat=True, --config.model.dtype=bfloat16.
 """
 
 from ml_collections import ConfigDict
 
-NAMES = ("demo", "base")
+NAMES = ("demo", "base", "pairs")
 
 
 def get_config(name: str = "demo") -> ConfigDict:
@@ -58,7 +62,7 @@ def get_config(name: str = "demo") -> ConfigDict:
             "checkpoint_every": 0,  # steps between checkpoints besides those after each evaluation
         }
     )
-    if name == "demo":
+    if name in ("demo", "pairs"):
         config.update(
             {
                 "data": {
@@ -74,6 +78,18 @@ def get_config(name: str = "demo") -> ConfigDict:
                 "steps": 3_000,
                 "evaluate_every": 500,
                 "lr": 1e-3,
+            }
+        )  # fmt: skip
+    if name == "pairs":  # square pictures in 9 patches; chosen for minutes on 2 cores, not for the figures
+        config.update(
+            {
+                "data": {
+                    "root": "", "max_pieces": 32, "length_buckets": (), "picture_size": 96, "picture_longest": 96,
+                    "picture_square": True,
+                },
+                "sizes": {"patch": 32, "grid_size": 96},
+                "steps": 800,
+                "evaluate_every": 100,
             }
         )  # fmt: skip
     return config.lock()
