@@ -85,7 +85,8 @@ def evaluate(
     examples = reader.encode(records, say=split)
     found = running.predict_split(
         reader, step, variables, examples, pictures, mesh, size,
-        num_threads=config["data"]["num_threads"], probabilities=predictions is not None,
+        num_threads=config["data"].get("num_threads", 2),  # a converted checkpoint names none
+        probabilities=predictions is not None,
     )  # fmt: skip
     report = reader.report(examples, found)
     if predictions is not None and jax.process_index() == 0:

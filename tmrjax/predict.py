@@ -388,7 +388,9 @@ class Predictor:
         for name in ("picture", "generated picture"):
             count = sum(name in result["masked"] for _, result in read)
             if count:
-                self._say(name, "%d of %d posts come without %s: that input is masked", count, len(read), name)
+                zeros = self.reader.pictures.missing == "zeros"
+                instead = "zeros take its place" if zeros else "that input is masked"
+                self._say(name, "%d of %d posts come without %s: %s", count, len(read), name, instead)
         unread = sum(result["unread_words"] > 0 for _, result in read)
         if unread:
             self._say(
