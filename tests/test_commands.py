@@ -1,15 +1,22 @@
 """How every command starts and fails: one clear line, the right exit code, compiled programs kept."""
 
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import running
+from tmrjax.batching import BatchPlan, PlannedBatches
+from tmrjax.checkpoints import CheckpointError
 from tmrjax.files import DataError
+from tmrjax.images import PictureError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = "--config=experiments/configs/mner.py:demo"
@@ -57,6 +64,36 @@ def test_an_error_says_its_kind_where_its_message_would_not_do():
     assert running.one_line(DataError("f:3", "x", "y", "Do z.")) == "f:3: found x; expected y. Do z."
     assert running.one_line(ValueError("5")) == "ValueError: 5"
     assert running.one_line(PermissionError(13, "denied", "f")) == "PermissionError: [Errno 13] denied: 'f'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Together(PlannedBatches):
+    """Batches that are made only when eight threads make one each at the same time, or that fail."""
+
+    meeting: threading.Barrier | None = None
+    plan: BatchPlan = dataclasses.field(default_factory=lambda: BatchPlan([1] * 8, [1], 1))
+    process_index: int = 0
+    process_count: int = 1
+
+    def load(self, bucket, indices):
+        if self.meeting is None:
+            raise PictureError("a.jpg", "a cut file", "a whole picture", "Replace it.")
+        self.meeting.wait(timeout=60)
+        return {"x": np.zeros(1)}
+
+
+def test_as_many_threads_prepare_batches_as_were_asked_for():
+    """Grain has no more threads than batches that it prepares ahead, four unless told."""
+    assert len(list(Together(threading.Barrier(8)).iterate(num_threads=8))) == 8
+
+
+def test_an_error_of_the_threads_that_prepare_batches_is_told_of_by_its_own_words():
+    with pytest.raises(PictureError) as found:
+        next(Together().iterate())
+    assert running.one_line(found.value) == "a.jpg: found a cut file; expected a whole picture. Replace it."
+    for error in (found.value, DataError("f:3", "x", "y", "Do z."), CheckpointError("c: damaged")):
+        again = pickle.loads(pickle.dumps(error))  # as worker processes hand it over
+        assert type(again) is type(error) and running.one_line(again) == running.one_line(error)
 
 
 def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
