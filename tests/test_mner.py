@@ -180,7 +180,7 @@ def test_one_post_or_many_raw_text_without_pictures(finished, caplog):
     assert [e["label"] for e in many[0]["entities"]] == [e["label"] for e in one["entities"]]
     assert [e["text"] for e in one["entities"]] == [text[e["start"] : e["end"]] for e in one["entities"]]
     assert one["masked"] == ["picture", "generated picture"] and many[1]["id"] == 7
-    assert "2 of 2 posts come without generated picture: that input is masked" in caplog.text
+    assert caplog.text.count("posts come without generated picture: that input is masked") == 1
     assert predictor.entities([]) == []
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from safetensors.numpy import save_file
 from test_convert import TorchvisionResNet
 
 from data_prep import convert_release
+from experiments import building
+from experiments.configs.mner import get_config
 from tmrjax import crf
 from tmrjax.checkpoints import load_best
 from tmrjax.encoders.bert import BertConfig
@@ -23,7 +26,8 @@ from tmrjax.examples import RELEASE_TAGS, TextSettings
 from tmrjax.models import TMRForNER
 from tmrjax.predict import Predictor
 from tmrjax.reader import PictureSettings
-from tmrjax.records import Record
+from tmrjax.records import DatasetInfo, Record
+from tmrjax.report import format_report
 from tmrjax.sharding import make_mesh, replicate
 from tmrjax.tagger import Tagger
 from tmrjax.tagging import spans_from_tags
@@ -221,6 +225,29 @@ def test_words_that_the_vocabulary_does_not_know_are_said(tagger, caplog):
     assert "train: 1 of 15 words (7 %) are [UNK]" in caplog.text and "Wrong vocabulary" not in caplog.text
     tagger.encode([Record(id="x", tokens=("漢", "字", "the"))], say="train")
     assert "2 of 3 words (67 %) are [UNK]" in caplog.text and "Wrong vocabulary?" in caplog.text
+
+
+def test_a_report_counts_words_and_its_table_says_what_was_not_read(tagger, variables):
+    records = [Record(id="x", tokens=("漢", "字", "the"), tags=("O",) * 3), dataclasses.replace(LONG, id="y")]
+    report = {}
+    for windows, unread in ((True, 0), (False, 1)):
+        one = tagger if windows else without_windows(tagger)
+        examples = one.encode(records)
+        report = one.report(examples, predict(one, variables, records=records))
+        assert report["words"] == {"words": 10, "unread": unread, "unknown": 2}
+    table = format_report("ner", report, "title", DatasetInfo(name="x", task="ner", labels=("PER", "LOC")))
+    assert "! 2 of 10 words (20 %) are [UNK]" in table
+    assert "! 1 of 10 words lie outside of the limit and were not read" in table
+
+
+def test_the_training_data_decide_how_raw_text_is_split_unless_the_config_does():
+    dataset = SimpleNamespace(splits={"train": [Record(id="a", tokens=tuple("徐悲鸿绘"))]})
+    config = get_config("twitter2017")
+    assert config.data.windows and building.word_splitting(config, dataset) == "characters"
+    config.data.word_splitting = "spaces"
+    assert building.word_splitting(config, dataset) == "spaces"
+    with pytest.raises(ValueError, match="word_splitting is 'words'; expected one of spaces, graphemes"):
+        TextSettings(word_splitting="words")
 
 
 def test_a_checkpoint_from_before_windows_cuts_as_it_did(tagger):

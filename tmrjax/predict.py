@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -118,7 +119,8 @@ class Predictor:
             CheckpointError: there is none in ``workdir``.
             ValueError: an unknown ``word_splitting``.
         """
-        variables, meta = load_best(Path(workdir))
+        with _quiet_orbax():
+            variables, meta = load_best(Path(workdir))
         reader = reader_from_meta(meta)
         text = dataclasses.replace(
             reader.text,
@@ -407,6 +409,18 @@ class Predictor:
         if what not in self._said:
             self._said.add(what)
             logger.warning(f"{message} (said once)", *arguments)
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Orbax warns of its own defaults whenever a checkpoint is opened; its errors are exceptions."""
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logger.setLevel(level)
 
 
 def _check_on_error(on_error: str) -> None:
