@@ -24,7 +24,6 @@ SELF = Path(__file__).resolve()
 PYTHON = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path != SELF)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "data_prep").glob("*.md")), ROOT / "Makefile"]
 FILES = [*PYTHON, *PAGES]
-BESIDE_README = [path for path in FILES if path != ROOT / "README.md"]
 NAMES = {path.relative_to(ROOT).as_posix() for path in FILES} | {f"tests/{SELF.name}"}
 
 SECTIONS = {"1", "2", "3", "4", "5", "3.1", "3.2", "3.3", "3.4", "3.5", "4.1", "4.2", "4.3", "4.4"}
@@ -70,7 +69,7 @@ def test_there_is_something_to_read():
 
 def test_no_code_that_only_a_private_page_explains():
     private = r"\b[PR](?:[1-9]|1[01])\b|\bDESIGN\b|/work/"
-    assert [f"{where}: {match.group()}" for where, match, _ in lines_with(private, BESIDE_README)] == []
+    assert [f"{where}: {match.group()}" for where, match, _ in lines_with(private, FILES)] == []
 
 
 def test_every_file_that_is_named_is_there():
@@ -156,7 +155,7 @@ def test_equations_tables_and_figures_are_the_papers():
     wrong = [where for where, match, _ in lines_with(r"Eqs?\. ?(\d+)", FILES) if not 1 <= int(match.group(1)) <= 11]
     wrong += [where for where, _, near in lines_with(r"Eqs?\. ?5\b", FILES) if "L_self" not in near]
     wrong += [where for where, _, near in lines_with(r"Table (?!1\b)\d", FILES) if re.search("[Aa]blation", near)]
-    figures = lines_with(r"76\.36|88\.64", BESIDE_README)
+    figures = lines_with(r"76\.36|88\.64", FILES)
     wrong += [where for where, _, near in figures if "released README" not in near]
     assert wrong == []
 
