@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.diffusion import Drawing, Generator
-from data_prep.diffusion_folder import DiffusionFolder, open_folder
-from data_prep.diffusion_weights import DiffusionModel, build_module, build_scheduler, expected_shapes, load_model
+from data_prep.diffusion.folder import DiffusionFolder, open_folder
+from data_prep.diffusion.sampler import Drawing, Generator
+from data_prep.diffusion.weights import DiffusionModel, build_module, build_scheduler, expected_shapes, load_model
 from data_prep.make_tiny_diffusion import make_tiny_diffusion
 
 # Dense bf16 TFLOP/s from the makers' data sheets, by a part of jax's device_kind.
@@ -95,7 +95,7 @@ def random_model(version: str, dtype: str, tokenizer) -> DiffusionModel:
     """A model of the real shapes with random weights; `tokenizer` is that of another model (its ids are in range)."""
     from flax.traverse_util import unflatten_dict
 
-    from data_prep.diffusion_weights import import_flax
+    from data_prep.diffusion.weights import import_flax
 
     configs = CONFIGS[version]
     modules, params = {}, {}

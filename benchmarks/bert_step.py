@@ -71,8 +71,8 @@ def jax_step(folder: Path, ids, mask, tags):
     import optax
 
     from tmrjax.convert import bert_params, read_config, read_state_dict
-    from tmrjax.encoders.bert import BertConfig, BertEncoder
     from tmrjax.encoders.dropout import Dropout
+    from tmrjax.encoders.text.bert import BertConfig, BertEncoder
 
     config = BertConfig.from_dict(read_config(folder))
 

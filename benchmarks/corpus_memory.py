@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from data_prep.build_divergence_corpus import build_corpus
-from data_prep.corpus_mixture import Counts
-from data_prep.corpus_options import Options
-from data_prep.corpus_sources import Item
-from data_prep.demo_drawer import encode
+from data_prep.corpus.mixture import Counts
+from data_prep.corpus.options import Options
+from data_prep.corpus.sources import Item
+from data_prep.demo.drawer import encode
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def build(folder: Path, pairs: int) -> None:
 
 def read(folder: Path, pairs: int) -> None:
     """Open the corpus, plan its batches by size, read 2,000 pairs at random."""
-    from tmrjax.batching import BatchPlan
-    from tmrjax.corpus import open_corpus
-    from tmrjax.pair_pictures import PairPictureSettings
-    from tmrjax.pair_pipeline import PairTextSettings, pair_buckets, pair_sizes
+    from tmrjax.divergence.corpus import open_corpus
+    from tmrjax.divergence.pictures import PairPictureSettings
+    from tmrjax.divergence.pipeline import PairTextSettings, pair_buckets, pair_sizes
+    from tmrjax.inputs.batching import BatchPlan
 
     del pairs
     split = open_corpus(folder)["train"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tmrjax.record_schema import SCORE_CLASSES
 from tmrjax.records import read_dataset
+from tmrjax.records.schema import SCORE_CLASSES
 
 # Of each run its folder, its data and what it changes of the demo's config, as the Makefile has it.
 RUNS = {
@@ -60,12 +60,12 @@ def run_one(folder: Path, name: str, seed: int) -> dict[str, Any]:
     run, data, changes = RUNS[name]
     workdir = folder / (run if seed == 0 else f"{run}-{seed}")
     if not (workdir / "report.json").exists():
-        from experiments import task
         from experiments.configs.mner import get_config
+        from experiments.lib import experiment
 
         config = get_config("demo")
         config.update_from_flattened_dict({"data.root": str(folder / data), "seed": seed, **changes})
-        return task.run(config, workdir)
+        return experiment.run(config, workdir)
     return json.loads((workdir / "report.json").read_text(encoding="utf-8"))
 
 

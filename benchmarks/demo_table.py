@@ -31,8 +31,8 @@ DEFAULT = ("text only", "w/o back-translation", "w/o divergence scores", "full")
 def run_one(out: Path, kind: str, variant: str, misalignment: float, seed: int, posts: int) -> dict:
     """The report of one run; data are generated per misalignment, models differ by seed."""
     from data_prep.make_demo import make_demo
-    from experiments import task
     from experiments.configs import mner, mre
+    from experiments.lib import experiment
 
     data = out / f"data-{misalignment}"
     if not (data / "dataset.json").exists():
@@ -40,7 +40,7 @@ def run_one(out: Path, kind: str, variant: str, misalignment: float, seed: int, 
     config = {"ner": mner, "re": mre}[kind].get_config("demo")
     config.update_from_flattened_dict({"data.root": str(data), "seed": seed, **VARIANTS[variant]})
     name = variant.replace(" ", "-").replace("/", "")
-    return task.run(config, out / f"{name}-{misalignment}-{seed}")
+    return experiment.run(config, out / f"{name}-{misalignment}-{seed}")
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.divergence_table import ROWS, run_one, table
-from tmrjax.corpus import CLASSES, Pair, write_corpus
-from tmrjax.images import decode_picture
+from tmrjax.divergence.corpus import CLASSES, Pair, write_corpus
+from tmrjax.pictures.decode import decode_picture
 
 WEAKEN, COMPLEMENT, STRENGTHEN = range(3)
 INSIDE = {"flickr8k": STRENGTHEN, "mvsa_single": COMPLEMENT}
@@ -100,8 +100,8 @@ def expert_correlation(workdir: Path, pairs: Path, keep_style: bool) -> tuple[fl
     from scipy.stats import spearmanr
 
     from tmrjax.divergence import score
-    from tmrjax.estimator import Estimator
-    from tmrjax.pair_pipeline import pair_buckets
+    from tmrjax.divergence.pipeline import pair_buckets
+    from tmrjax.divergence.system import Estimator
 
     estimator, variables, _ = Estimator.load(workdir)
     rated = []
@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((options.out / "compiled").resolve()))
     logging.basicConfig(level=logging.ERROR)
-    from experiments.running import keep_memory
+    from experiments.lib.command import keep_memory
 
     keep_memory()
     kind = ("with" if options.keep_style else "without") + "-style-" + str(options.captions)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.corpus_mixture import WEAKEN_FROM
+from data_prep.corpus.mixture import WEAKEN_FROM
 
 # Rows of the table: overrides of the config.
 ROWS = {
@@ -72,7 +72,7 @@ def main() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((options.out / "compiled").resolve()))
     logging.basicConfig(level=logging.ERROR)
     from data_prep.make_divergence_demo import make_divergence_demo
-    from experiments.running import keep_memory
+    from experiments.lib.command import keep_memory
 
     keep_memory()
     corpus = options.corpus or options.out / "corpus"

@@ -19,14 +19,14 @@ from data_prep.import_mnre import Options as MnreOptions
 from data_prep.import_mnre import import_mnre
 from data_prep.import_twitter import Options as TwitterOptions
 from data_prep.import_twitter import import_twitter
-from data_prep.stages import Outcome, Selection, Stage, run_stage
-from tmrjax.checkpoints import BEST, CheckpointError, CheckpointStore, load_best
-from tmrjax.corpus import Pair, open_corpus, verify_corpus, write_corpus
-from tmrjax.feature_cache import FeatureCache, PictureRequest
+from data_prep.stages.frame import Outcome, Selection, Stage, run_stage
+from tmrjax.divergence.corpus import Pair, open_corpus, verify_corpus, write_corpus
 from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256
-from tmrjax.images import load_picture, picture_to_pixels
-from tmrjax.posts import PostOptions, read_post
+from tmrjax.pictures.cache import FeatureCache, PictureRequest
+from tmrjax.pictures.decode import load_picture, picture_to_pixels
+from tmrjax.prediction.posts import PostOptions, read_post
 from tmrjax.records import DatasetInfo, Generated, Grounding, Record, read_dataset, write_dataset
+from tmrjax.training.checkpoints import BEST, CheckpointError, CheckpointStore, load_best
 
 POSTS = 12  # of each split
 

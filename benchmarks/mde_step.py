@@ -44,10 +44,10 @@ def jax_step(batch: dict[str, np.ndarray], mode: str, dtype: str, remat: bool):
     import jax.numpy as jnp
 
     from tmrjax.divergence import DivergenceEstimator
-    from tmrjax.divergence_loss import make_loss
-    from tmrjax.encoders.vilt import ViltConfig
-    from tmrjax.sharding import make_mesh, replicate, shard_batch
-    from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
+    from tmrjax.divergence.loss import make_loss
+    from tmrjax.encoders.joint.vilt import ViltConfig
+    from tmrjax.training.sharding import make_mesh, replicate, shard_batch
+    from tmrjax.training.step import OptimizerSettings, create_state, make_optimizer, make_train_step
 
     model = DivergenceEstimator(ViltConfig(30522, 768, 12, 12, 3072, LENGTH), dtype=jnp.dtype(dtype), remat=remat)
     mesh = make_mesh(1)

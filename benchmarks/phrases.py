@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import release_files
 from data_prep.extract_phrases import load_parser
 from data_prep.import_twitter import RENAMED_TAGS
-from data_prep.noun_phrases import MAXIMUM, choose_phrases
+from data_prep.importing import release_files
+from data_prep.phrases.pattern import MAXIMUM, choose_phrases
 from tmrjax.files import DataError
 from tmrjax.records import DatasetInfo, Span
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tmrjax.checkpoints import BEST, CheckpointStore
-from tmrjax.encoders.bert import BertConfig
-from tmrjax.examples import TextSettings
+from tmrjax.encoders.text.bert import BertConfig
+from tmrjax.inputs.examples import TextSettings
 from tmrjax.models import TMRForNER
-from tmrjax.preprocessing import PictureSettings
-from tmrjax.tagger import Tagger
-from tmrjax.tokenizers import load_tokenizer
+from tmrjax.pictures.preprocessing import PictureSettings
+from tmrjax.tasks.entities import Tagger
+from tmrjax.text.tokenizers import load_tokenizer
+from tmrjax.training.checkpoints import BEST, CheckpointStore
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["jordan", "paris", "harbour", "at", "the", "so", "tired", "today", "!", "#", "@", "rt", "see", "you"]

@@ -59,11 +59,11 @@ def jax_program(pixels: bool):
     import jax
     import jax.numpy as jnp
 
-    from tmrjax.encoders.bert import BertConfig, BertEncoder
-    from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
+    from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+    from tmrjax.encoders.text.bert import BertConfig, BertEncoder
     from tmrjax.models import TMRForNER
-    from tmrjax.sharding import make_mesh, replicate, shard_batch
-    from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step, tagging_loss
+    from tmrjax.training.sharding import make_mesh, replicate, shard_batch
+    from tmrjax.training.step import OptimizerSettings, create_state, make_optimizer, make_train_step, tagging_loss
 
     bert = BertConfig(30522, 768, 12, 12, 3072, 512)
     model = TMRForNER(bert=bert, num_tags=TAGS, resnet=ResNetConfig.resnet50() if pixels else None)

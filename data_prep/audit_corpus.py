@@ -31,9 +31,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep import leak_predictors
-from data_prep.leak_predictors import MARGIN, Features, Lookup, NaiveBayes, Trial, quantile, quantile_edges
-from tmrjax.corpus import CLASSES, Corpus, CorpusSplit, Pair, open_corpus
+from data_prep.inspection import leak_predictors
+from data_prep.inspection.leak_predictors import MARGIN, Features, Lookup, NaiveBayes, Trial, quantile, quantile_edges
+from tmrjax.divergence.corpus import CLASSES, Corpus, CorpusSplit, Pair, open_corpus
 
 LIMIT = 20_000  # pairs of a split that are read, at equal distances
 FEW = 20  # pairs of a source, to learn from or to score on, below which it says nothing and is left out

@@ -30,12 +30,21 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import leak_predictors
-from data_prep.leak_predictors import MARGIN, Features, Label, Lookup, NaiveBayes, Trial, quantile, quantile_edges
-from tmrjax.corpus import CORPUS_FILE
+from data_prep.inspection import leak_predictors
+from data_prep.inspection.leak_predictors import (
+    MARGIN,
+    Features,
+    Label,
+    Lookup,
+    NaiveBayes,
+    Trial,
+    quantile,
+    quantile_edges,
+)
+from tmrjax.divergence.corpus import CORPUS_FILE
 from tmrjax.files import DataError
-from tmrjax.record_schema import NUM_REGIONS
 from tmrjax.records import NO_RELATION, Box, Dataset, DatasetInfo, Record, read_dataset
+from tmrjax.records.schema import NUM_REGIONS
 
 GRID = 4  # steps per side into which boxes are rounded
 REGION_KINDS = ("regions", "generated regions")
@@ -194,8 +203,9 @@ def audit(dataset: Dataset, *, margin: float = MARGIN) -> list[AuditRow]:
     """Trains every predictor on train and scores it on test (dev where there is no test); empty where one is missing.
 
     A predictor "leaks" where it is above the majority class, and above what it is held against, by more than ``margin``
-    and by more than chance (:func:`data_prep.leak_predictors.above`): in micro-F1 and accuracy of labels, or in the
-    accuracy of "is there any relation (entity)". Held against something else are what the text tells as well (words and
+    and by more than chance (:func:`data_prep.inspection.leak_predictors.above`): in micro-F1 and accuracy of labels, or
+    in the accuracy of "is there any relation (entity)". Held against something else are what the text tells as well
+    (words and
     number of phrases, scores: the bag of the post's words) and the places of regions (it, and their number).
     """
     train = dataset.splits.get("train", ())

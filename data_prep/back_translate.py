@@ -2,7 +2,7 @@
 
     python data_prep/back_translate.py DATASET --model=DIR [--scheduler=... --steps=50 --guidance=7.5 --dtype=bfloat16]
 
-DIR is a Stable Diffusion folder, v1.x or v2.x, in Flax or safetensors format (`data_prep/diffusion_folder.py`); nothing
+DIR is a Stable Diffusion folder, v1.x or v2.x, in Flax or safetensors format (`data_prep/diffusion/folder.py`); nothing
 is fetched. The picture of a post depends on its prompt, its id, --seed and the options, never on batch, shard or number
 of devices. It lies in `generated/` under a name of its own for each prompt and set of options, with all of them in the
 file (PNG text or JPEG comment, as JSON). The record gets prompt, seed, and model with scheduler, steps and guidance.
@@ -37,11 +37,11 @@ from PIL.PngImagePlugin import PngInfo
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep.diffusion import Drawing, Generator, Picture, picture_size, seed_of
-from data_prep.diffusion_folder import DTYPES, SCHEDULERS, open_folder
-from data_prep.diffusion_weights import ExtraMissingError, load_model
-from data_prep.stage_command import add_arguments, command, selection_of
-from data_prep.stages import JOURNALS, Outcome, Selection, Stage, run_stage
+from data_prep.diffusion.folder import DTYPES, SCHEDULERS, open_folder
+from data_prep.diffusion.sampler import Drawing, Generator, Picture, picture_size, seed_of
+from data_prep.diffusion.weights import ExtraMissingError, load_model
+from data_prep.stages.command import add_arguments, command, selection_of
+from data_prep.stages.frame import JOURNALS, Outcome, Selection, Stage, run_stage
 from tmrjax import __version__
 from tmrjax.files import DataError, parse_json, read_bytes, write_atomic
 from tmrjax.records import Dataset, Generated, Record
@@ -107,7 +107,7 @@ def back_translate(
     *,
     compiler_options: dict[str, Any] | None = None,
 ) -> Dataset:
-    """Draws what is missing, resumably (:mod:`data_prep.stages`), and returns the data set with the new pictures.
+    """Draws what is missing, resumably (:mod:`data_prep.stages.frame`), and returns the data set with the new pictures.
 
     `compiler_options` go to XLA. Raises :class:`DataError` for faulty data or models, ValueError for options out of
     range, :class:`ExtraMissingError` where diffusers with Flax is not installed.

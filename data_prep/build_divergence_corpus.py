@@ -5,7 +5,7 @@
         --out-of-domain-strengthen=sbu=SHARDS
 
 The mixture is 100k/100k/200k by default; less where the sources have less, in the same proportions. Sources are
-tensorflow-datasets folders, tar shards, JSONL files or folders of pictures: see data_prep/corpus_sources.py.
+tensorflow-datasets folders, tar shards, JSONL files or folders of pictures: see data_prep/corpus/sources.py.
 
 Every picture is decoded, counted where it can't be, laid down as JPEG with a short side of at most 384 pixels, and
 kept once; so is every text: train, dev, test and test_out_of_domain share neither pictures (nearly equal ones
@@ -30,11 +30,11 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep.corpus_mixture import IN_DOMAIN, OUT_OF_DOMAIN, draft_labelled, draft_plan, order_plan
-from data_prep.corpus_options import MAX_PIECES, Options, Part, manifest_of, parse_options, resolve, split_counts
-from data_prep.corpus_pool import Pool
+from data_prep.corpus.mixture import IN_DOMAIN, OUT_OF_DOMAIN, draft_labelled, draft_plan, order_plan
+from data_prep.corpus.options import MAX_PIECES, Options, Part, manifest_of, parse_options, resolve, split_counts
+from data_prep.corpus.pool import Pool
 from tmrjax import __version__
-from tmrjax.corpus import (
+from tmrjax.divergence.corpus import (
     CLASSES,
     CORPUS_FILE,
     INDEX_TYPE,
@@ -240,7 +240,7 @@ def _describe(
 
 def _long_texts(pool: Pool, folder: Path) -> dict[str, int]:
     """Pairs per source whose text has more than MAX_PIECES word pieces; the estimator cuts them."""
-    from tmrjax.tokenizers import load_tokenizer
+    from tmrjax.text.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     counts: dict[str, int] = {name: 0 for (name,) in pool.database.execute("SELECT name FROM sources")}

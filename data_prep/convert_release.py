@@ -33,25 +33,25 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep.release_files import read_relations
+from data_prep.importing.release_files import read_relations
 from tmrjax import convert
-from tmrjax.checkpoints import BEST, CheckpointStore, package_versions
 from tmrjax.convert import mde_from_release, ner_from_release, re_from_release
-from tmrjax.estimator import Estimator
-from tmrjax.examples import TextSettings
+from tmrjax.divergence.pictures import PairPictureSettings
+from tmrjax.divergence.pipeline import PairTextSettings
+from tmrjax.divergence.system import Estimator
 from tmrjax.files import sha256
+from tmrjax.inputs.examples import TextSettings
 from tmrjax.models import TMR
-from tmrjax.pair_pictures import PairPictureSettings
-from tmrjax.pair_pipeline import PairTextSettings
-from tmrjax.preprocessing import MISSING, PictureSettings
-from tmrjax.reader import Reader
-from tmrjax.relation_classifier import RelationClassifier
-from tmrjax.tagger import Tagger
-from tmrjax.tokenizers import load_tokenizer
+from tmrjax.pictures.preprocessing import MISSING, PictureSettings
+from tmrjax.tasks.entities import Tagger
+from tmrjax.tasks.relations import RelationClassifier
+from tmrjax.tasks.system import Reader
+from tmrjax.text.tokenizers import load_tokenizer
+from tmrjax.training.checkpoints import BEST, CheckpointStore, package_versions
 
 logger = logging.getLogger(__name__)
 
-# Entity types in the order of the released tag set (tmrjax/release.py).
+# Entity types in the order of the released tag set (tmrjax/methods/tmr_release.py).
 RELEASE_LABELS = ("MISC", "PER", "ORG", "LOC")
 RE_PIECES = 128  # as many word pieces as the authors read
 
@@ -100,7 +100,7 @@ def convert_release(
 
     With ``relations``, the released file that numbers them, the weights are those of RE. ``data``: the data set that
     evaluate.py takes by default. ``max_phrase_pieces``: 3 pieces for NER, 6 words for RE unless given. ``missing``: one
-    of :data:`tmrjax.preprocessing.MISSING`.
+    of :data:`tmrjax.pictures.preprocessing.MISSING`.
     """
     task = "ner" if relations is None else "re"
     restore = ner_from_release if task == "ner" else re_from_release

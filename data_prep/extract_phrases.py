@@ -3,10 +3,10 @@
     python data_prep/extract_phrases.py DATASET --parser=pattern
     python data_prep/extract_phrases.py DATASET --parser=stanza --models=DIR
 
-`pattern` is the built-in parser, which needs no download (:mod:`data_prep.noun_phrases`); `stanza` is Stanford's
-constituency parser (:mod:`data_prep.constituency`). The longest phrases come first, at most --maximum of them; none
-holds a word that the post does not have, so phrases that leaked are replaced, and once all are the set is no longer
-marked `leaky_phrases`. Resumable; see :mod:`data_prep.stages`.
+`pattern` is the built-in parser, which needs no download (:mod:`data_prep.phrases.pattern`); `stanza` is Stanford's
+constituency parser (:mod:`data_prep.phrases.constituency`). The longest phrases come first, at most --maximum of them;
+none holds a word that the post does not have, so phrases that leaked are replaced, and once all are the set is no
+longer marked `leaky_phrases`. Resumable; see :mod:`data_prep.stages.frame`.
 
 Both parsers are English. A set of whose letters more than a quarter are of another script than Latin is refused. Where
 single posts are mostly in another script, they get no phrases, are counted, and are listed in
@@ -27,12 +27,15 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import constituency, noun_phrases, stage_command, stages
-from data_prep.release_files import words_from_elsewhere
-from data_prep.stages import Outcome, Selection, Stage
+from data_prep.importing.release_files import words_from_elsewhere
+from data_prep.phrases import constituency
+from data_prep.phrases import pattern as noun_phrases
+from data_prep.stages import command as stage_command
+from data_prep.stages import frame as stages
+from data_prep.stages.frame import Outcome, Selection, Stage
 from tmrjax.files import DataError, jsonl_bytes, write_atomic
-from tmrjax.record_schema import Span
 from tmrjax.records import Dataset, DatasetInfo, Record, read_dataset
+from tmrjax.records.schema import Span
 
 logger = logging.getLogger(__name__)
 

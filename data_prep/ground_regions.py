@@ -7,10 +7,11 @@
 Original and generated pictures are two stages, `regions` and `generated_regions`; --pictures chooses one. Every region
 keeps the phrase that it answers and its score. Methods:
 
-* `saliency`: what stands out, whatever the phrases say (:mod:`data_prep.saliency`). No download; no grounding either.
-* `owlvit`, `groundingdino`: zero-shot detectors of transformers (:mod:`data_prep.detectors`), a local folder each. The
-  best box of each phrase comes first, then the surest others; one that covers a chosen one is left out.
-* `import`: boxes or crops made elsewhere (:mod:`data_prep.region_files`), --boxes=[SPLIT=]FILE as often as needed.
+* `saliency`: what stands out, whatever the phrases say (:mod:`data_prep.regions.saliency`). No download; no grounding
+  either.
+* `owlvit`, `groundingdino`: zero-shot detectors of transformers (:mod:`data_prep.regions.detectors`), a local folder
+  each. The best box of each phrase comes first, then the surest others; one that covers a chosen one is left out.
+* `import`: boxes or crops made elsewhere (:mod:`data_prep.regions.files`), --boxes=[SPLIT=]FILE as often as needed.
 
 The same number of regions is asked for in every post (--maximum), whatever it holds; the manifest says what the number
 that comes out depends on: the picture (saliency), the picture and the phrases (detectors), the file (import). Boxes
@@ -19,7 +20,7 @@ thinner than a pixel are dropped and counted; fewer than three are normal.
 The crop and box files that were released for MNRE were made with the labels, and how many entries they have tells them.
 They are known by their hash and by their keys, which are rows; importing them marks the set `leaky_regions`, and so
 does any file whose number of boxes tells labels (:mod:`data_prep.audit_leaks`). The mark stays until the set is
-imported anew. Resumable; see :mod:`data_prep.stages`.
+imported anew. Resumable; see :mod:`data_prep.stages.frame`.
 """
 
 from __future__ import annotations
@@ -40,16 +41,18 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 
 from PIL import Image
 
-from data_prep import region_files, stage_command, stages
 from data_prep.audit_leaks import REGION_KINDS, audit, number_row
-from data_prep.detectors import MODEL_TYPES, Detector, Found
-from data_prep.released_hashes import is_leaky_region_file
-from data_prep.saliency import salient_boxes
-from data_prep.stages import Outcome, Selection, Stage, file_digest
+from data_prep.importing.hashes import is_leaky_region_file
+from data_prep.regions import files as region_files
+from data_prep.regions.detectors import MODEL_TYPES, Detector, Found
+from data_prep.regions.saliency import salient_boxes
+from data_prep.stages import command as stage_command
+from data_prep.stages import frame as stages
+from data_prep.stages.frame import Outcome, Selection, Stage, file_digest
 from tmrjax.files import DataError, read_bytes, sha256
-from tmrjax.images import load_picture
-from tmrjax.record_schema import NUM_REGIONS, Box
+from tmrjax.pictures.decode import load_picture
 from tmrjax.records import Dataset, DatasetInfo, Grounding, Record
+from tmrjax.records.schema import NUM_REGIONS, Box
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@
     python data_prep/import_conll.py --file=ALL.txt --split=0.8,0.1,0.1 --seed=0 --out=DIR
 
 A line is a token and its tag in columns (--separator, --token-column, --tag-column), an empty line ends a sentence; see
-:mod:`data_prep.column_files`. A sentence is a post. Its picture is named by a line `IMGID:<id>` before it (`<id>.jpg`,
-`.jpeg` or `.png` in --images, as UMT and TMR have it) or by a column (--image-column: a path inside --images); one that
-is not there is null and counted, or an error with --pictures=require. What the files have otherwise is handled
-knowingly and counted in the table that is printed and in `dataset.json`:
+:mod:`data_prep.importing.column_files`. A sentence is a post. Its picture is named by a line `IMGID:<id>` before it
+(`<id>.jpg`, `.jpeg` or `.png` in --images, as UMT and TMR have it) or by a column (--image-column: a path inside
+--images); one that is not there is null and counted, or an error with --pictures=require. What the files have otherwise
+is handled knowingly and counted in the table that is printed and in `dataset.json`:
 
 * Tags become IOB2 (--scheme says what they are: iob2, iob1, bioes, plain). Entity types are those of the files in their
   order, or exactly --labels; --rename OTHER=MISC renames. An I- without a beginning stays as it is under iob2.
@@ -34,9 +34,9 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep.column_files import SCHEMES, Columns, Sentence, read_sentences
-from data_prep.importing import PICTURE_SUFFIXES, Import, command, find_pictures
-from data_prep.release_files import is_invisible
+from data_prep.importing.column_files import SCHEMES, Columns, Sentence, read_sentences
+from data_prep.importing.frame import PICTURE_SUFFIXES, Import, command, find_pictures
+from data_prep.importing.release_files import is_invisible
 from tmrjax.files import DataError, read_bytes, sha256
 from tmrjax.records import SKIPPED_FILE, SPLITS, Dataset, DatasetInfo, Record
 

@@ -35,8 +35,8 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import release_files
-from data_prep.importing import (
+from data_prep.importing import release_files
+from data_prep.importing.frame import (
     RELEASED_SPLITS,
     Import,
     Needed,
@@ -45,8 +45,8 @@ from data_prep.importing import (
     find_pictures,
     text_only,
 )
-from data_prep.noun_phrases import choose_phrases, phrase_spans
-from data_prep.release_files import Instance
+from data_prep.importing.release_files import Instance
+from data_prep.phrases.pattern import choose_phrases, phrase_spans
 from tmrjax.files import DataError
 from tmrjax.records import Dataset, DatasetInfo, Generated, Record
 

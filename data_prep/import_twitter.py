@@ -28,8 +28,8 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import release_files
-from data_prep.importing import (
+from data_prep.importing import release_files
+from data_prep.importing.frame import (
     RELEASED_SPLITS,
     Import,
     Needed,

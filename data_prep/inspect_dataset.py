@@ -3,7 +3,7 @@
     python data_prep/inspect_dataset.py DATASET --out=sheet.html [--split=train] [--limit=50] [--sample=SEED]
 
 Without --sample the first posts of each split are shown, with it a random choice that the same seed repeats. The
-summary is of the whole set in any case. See :mod:`data_prep.contact_sheet`.
+summary is of the whole set in any case. See :mod:`data_prep.inspection.contact_sheet`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.audit_leaks import audit
-from data_prep.contact_sheet import sheet_html
+from data_prep.inspection.contact_sheet import sheet_html
 from tmrjax.files import DataError, write_atomic
 from tmrjax.records import SPLITS, Record, read_dataset
 

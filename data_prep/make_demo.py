@@ -23,8 +23,10 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import demo_drawer, demo_words, demo_world
-from data_prep.demo_world import Post, Shown, World
+from data_prep.demo import drawer as demo_drawer
+from data_prep.demo import words as demo_words
+from data_prep.demo import world as demo_world
+from data_prep.demo.world import Post, Shown, World
 from tmrjax import __version__
 from tmrjax.records import (
     DATASET_FILE,
@@ -40,7 +42,7 @@ from tmrjax.records import (
     read_dataset,
     write_dataset,
 )
-from tmrjax.word_splitting import join_words
+from tmrjax.text.splitting import join_words
 
 SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed

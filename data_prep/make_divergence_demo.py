@@ -2,7 +2,7 @@
 
     python data_prep/make_divergence_demo.py --out=runs/demo/corpus --pairs=8000 --seed=0
 
-A corpus as data_prep/build_divergence_corpus.py builds it, from pairs that data_prep/demo_pairs.py draws: `pairs`
+A corpus as data_prep/build_divergence_corpus.py builds it, from pairs that data_prep/demo/pairs.py draws: `pairs`
 strengthen, as many complement, twice as many weaken pairs to train on. Beside it lies `text_encoder/`, the vocabulary
 for an estimator trained from random weights. The same options give the same bytes.
 """
@@ -17,13 +17,13 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import demo_pairs
 from data_prep.build_divergence_corpus import build_corpus
-from data_prep.corpus_mixture import WEAKEN_FROM, Counts
-from data_prep.corpus_options import Options
-from data_prep.demo_pairs import DemoSource
+from data_prep.corpus.mixture import WEAKEN_FROM, Counts
+from data_prep.corpus.options import Options
+from data_prep.demo import pairs as demo_pairs
+from data_prep.demo.pairs import DemoSource
 from data_prep.make_demo import NOTICE, vocabulary
-from tmrjax.corpus import CorpusInfo, corpus_table
+from tmrjax.divergence.corpus import CorpusInfo, corpus_table
 from tmrjax.files import DataError, write_atomic
 
 SHARES = {"dev": 0.1, "test": 0.2, "out_of_domain": 0.2}

@@ -23,8 +23,8 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep.diffusion_folder import COMPONENTS
-from data_prep.diffusion_weights import ExtraMissingError, expected_shapes
+from data_prep.diffusion.folder import COMPONENTS
+from data_prep.diffusion.weights import ExtraMissingError, expected_shapes
 from tmrjax.files import write_atomic
 
 NOTICE = "RANDOM WEIGHTS: pictures of this model are noise"

@@ -7,7 +7,7 @@
 A stage whose results are all there does nothing. What a stage needs and is not given (the folder of a model) is said
 before anything runs. The completeness table is printed before and after. The options of a stage beyond these are those
 of its own command; where it has been run with them already, this command would ask for others, so leave it out of
---stages. Resumable; see :mod:`data_prep.stages`.
+--stages. Resumable; see :mod:`data_prep.stages.frame`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import stage_command
-from data_prep.diffusion_folder import DTYPES
+from data_prep.diffusion.folder import DTYPES
 from data_prep.extract_phrases import PARSERS, extract_phrases
 from data_prep.ground_regions import MODEL_TYPES, ground_regions
-from data_prep.stages import Selection
+from data_prep.stages import command as stage_command
+from data_prep.stages.frame import Selection
 from tmrjax.files import DataError
 from tmrjax.records import Dataset, completeness_table, read_dataset
 
@@ -52,7 +52,7 @@ def planned(
 
     def back_translate(root: Path, selection: Selection) -> Dataset:
         from data_prep import back_translate as stage  # diffusers and jax: only where they are asked for
-        from data_prep.diffusion import Drawing
+        from data_prep.diffusion.sampler import Drawing
 
         return stage.back_translate(root, stage.Options(diffusion, Drawing(steps=steps), dtype=dtype), selection)
 

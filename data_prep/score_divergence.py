@@ -8,7 +8,7 @@ the softmax of an estimator that experiments/mde.py trained. A picture that is n
 then, stored as 0, and dataset.json says `renormalised_scores`.
 
 Own and released scores look alike to training; `dataset.json["stages"]["score_divergence"]` says which estimator the
-scores are from. Resumable, and divisible over machines by --shard, as every stage (data_prep/stages.py).
+scores are from. Resumable, and divisible over machines by --shard, as every stage (data_prep/stages/frame.py).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from jax.sharding import Mesh
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_prep import stage_command
-from data_prep.stages import Outcome, Selection, Stage, file_digest, run_stage
-from tmrjax.batching import BatchPlan
-from tmrjax.checkpoints import CheckpointError, package_versions
+from data_prep.stages import command as stage_command
+from data_prep.stages.frame import Outcome, Selection, Stage, file_digest, run_stage
 from tmrjax.divergence import normalise_as_released
-from tmrjax.estimator import Estimator
+from tmrjax.divergence.pictures import estimator_pixels
+from tmrjax.divergence.pipeline import collate_inputs, encode_texts, pair_buckets
+from tmrjax.divergence.system import Estimator
 from tmrjax.files import DataError
-from tmrjax.images import load_picture
-from tmrjax.pair_pictures import estimator_pixels
-from tmrjax.pair_pipeline import collate_inputs, encode_texts, pair_buckets
+from tmrjax.inputs.batching import BatchPlan
+from tmrjax.pictures.decode import load_picture
 from tmrjax.records import Dataset, Record, read_dataset
-from tmrjax.sharding import check_batch_size, make_mesh, replicate, shard_batch
+from tmrjax.training.checkpoints import CheckpointError, package_versions
+from tmrjax.training.sharding import check_batch_size, make_mesh, replicate, shard_batch
 
 NAME = "score_divergence"
 NORMALISATIONS = ("none", "release")

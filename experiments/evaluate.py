@@ -14,14 +14,14 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running
-from experiments.loop import restore_best
-from tmrjax.checkpoints import CheckpointError
+from experiments.lib import command
+from experiments.lib.loop import restore_best
 from tmrjax.files import DataError
 from tmrjax.predict import reader_from_meta
 from tmrjax.records import read_dataset
-from tmrjax.report import ablation_name, format_report
-from tmrjax.sharding import make_mesh
+from tmrjax.tasks.report import ablation_name, format_report
+from tmrjax.training.checkpoints import CheckpointError
+from tmrjax.training.sharding import make_mesh
 
 FLAGS = flags.FLAGS
 SUBSETS = {
@@ -32,7 +32,7 @@ SUBSETS = {
 
 def define_flags() -> None:
     """Flags of this command."""
-    running.define_flags()
+    command.define_flags()
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_enum("split", "test", ["train", "dev", "test"], "What to evaluate on.")
     flags.DEFINE_enum("subset", "all", list(SUBSETS), "complementary: complement score > 0.5 (Table 2 of the paper).")
@@ -55,7 +55,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The report of one split, or of the records of one of SUBSETS; printed as a table too.
 
-    ``predictions``: where to write one line a post (:func:`experiments.running.write_predictions`).
+    ``predictions``: where to write one line a post (:func:`experiments.lib.command.write_predictions`).
 
     Raises CheckpointError where the labels of another data set are not those of the checkpoint, DataError where the
     subset is empty.
@@ -64,7 +64,7 @@ def evaluate(
     variables, meta = restore_best(workdir, mesh)
     reader = reader_from_meta(meta)
     config = meta["config"]
-    dataset = read_dataset(running.data_root(data, config), on_error=config["data"]["on_error"])
+    dataset = read_dataset(command.data_root(data, config), on_error=config["data"]["on_error"])
     if dataset.info.task != meta["task"] or set(dataset.info.labels) != set(reader.labels):
         raise CheckpointError(
             f"{workdir} was trained for {meta['task']!r} with {list(reader.labels)}, but {dataset.root} is "
@@ -78,27 +78,27 @@ def evaluate(
             "some",
             "Score the set, or take another one.",
         )
-    pictures = running.picture_source(reader, dataset, records, variables, config["data"])
+    pictures = command.picture_source(reader, dataset, records, variables, config["data"])
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = reader.predict_step(mesh)
     examples = reader.encode(records, say=split)
-    found = running.predict_split(
+    found = command.predict_split(
         reader, step, variables, examples, pictures, mesh, size,
         num_threads=config["data"].get("num_threads", 2),  # a converted checkpoint names none
         probabilities=predictions is not None,
     )  # fmt: skip
     report = reader.report(examples, found)
     if predictions is not None and jax.process_index() == 0:
-        about = {**running.about_predictions(dataset, split, meta), "subset": subset}
-        running.write_predictions(predictions, reader, examples, found, about)
+        about = {**command.about_predictions(dataset, split, meta), "subset": subset}
+        command.write_predictions(predictions, reader, examples, found, about)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
     print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
     return {
         "split": split,
         "subset": subset,
-        "data": running.dataset_meta(dataset),
+        "data": command.dataset_meta(dataset),
         "labels_sha256": dict(dataset.info.labels_sha256),
         "label_version": dataset.label_version,
         "leaky_phrases": dataset.info.leaky_phrases,
@@ -120,10 +120,10 @@ def main(_) -> None:
         predictions=Path(FLAGS.predictions) if FLAGS.predictions else None,
     )
     if FLAGS.output:
-        running.write_json(Path(FLAGS.output), report)
+        command.write_json(Path(FLAGS.output), report)
 
 
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir"])
-    running.command(main)
+    command.run(main)

@@ -14,20 +14,20 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running
-from experiments.loop import restore_best
+from experiments.lib import command
+from experiments.lib.loop import restore_best
 from experiments.mde import TESTS, corpus_meta, evaluate_split
-from tmrjax.corpus import SPLITS, open_corpus
-from tmrjax.divergence_report import format_divergence_report
-from tmrjax.estimator import Estimator
-from tmrjax.sharding import make_mesh
+from tmrjax.divergence.corpus import SPLITS, open_corpus
+from tmrjax.divergence.report import format_divergence_report
+from tmrjax.divergence.system import Estimator
+from tmrjax.training.sharding import make_mesh
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Flags of this command."""
-    running.define_flags()
+    command.define_flags()
     flags.DEFINE_string("workdir", None, "Folder of a training run of experiments/mde.py.")
     flags.DEFINE_multi_enum("splits", None, list(SPLITS), "What to evaluate on; the corpus's tests unless given.")
     flags.DEFINE_string("data", None, "Another corpus than the run's own.")
@@ -52,7 +52,7 @@ def evaluate(
     mesh = make_mesh(devices)
     variables, meta = restore_best(workdir, mesh)
     estimator, config = Estimator.from_meta(meta), meta["config"]
-    corpus = open_corpus(running.data_root(data, config), require_classes=())
+    corpus = open_corpus(command.data_root(data, config), require_classes=())
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = estimator.score_step(mesh)
@@ -71,9 +71,9 @@ def main(_) -> None:
         Path(FLAGS.workdir), FLAGS.splits, data=FLAGS.data, devices=FLAGS.devices, batch_size=FLAGS.batch_size
     )
     if FLAGS.output:
-        running.write_json(Path(FLAGS.output), report)
+        command.write_json(Path(FLAGS.output), report)
 
 
 if __name__ == "__main__":
     define_flags()
-    running.command(main)
+    command.run(main)

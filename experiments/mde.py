@@ -17,18 +17,18 @@ from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running, workdirs
-from experiments.estimator_building import build_estimator, initial_variables
-from experiments.loop import progress_bar, restore_best, train
-from experiments.settings import check_settings
-from tmrjax.checkpoints import package_versions
-from tmrjax.corpus import Corpus, open_corpus
-from tmrjax.divergence_loss import make_loss
-from tmrjax.divergence_report import divergence_report, format_divergence_report
-from tmrjax.estimator import Estimator
-from tmrjax.pair_pipeline import PairBatches, TextLengths
-from tmrjax.sharding import check_batch_size, make_mesh
-from tmrjax.train import OptimizerSettings, create_state, make_optimizer, make_train_step
+from experiments.lib import command, workdirs
+from experiments.lib.build_estimator import build_estimator, initial_variables
+from experiments.lib.loop import progress_bar, restore_best, train
+from experiments.lib.settings import check_settings
+from tmrjax.divergence.corpus import Corpus, open_corpus
+from tmrjax.divergence.loss import make_loss
+from tmrjax.divergence.pipeline import PairBatches, TextLengths
+from tmrjax.divergence.report import divergence_report, format_divergence_report
+from tmrjax.divergence.system import Estimator
+from tmrjax.training.checkpoints import package_versions
+from tmrjax.training.sharding import check_batch_size, make_mesh
+from tmrjax.training.step import OptimizerSettings, create_state, make_optimizer, make_train_step
 
 FLAGS = flags.FLAGS
 TESTS = ("test", "test_out_of_domain")
@@ -37,7 +37,7 @@ DEV_SCORES = ("macro_f1", "micro_f1", "ece", "log_loss")
 
 def define_flags() -> None:
     """Flags of this command."""
-    running.define_flags()
+    command.define_flags()
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
     flags.mark_flags_as_required(["config", "workdir"])
@@ -66,7 +66,7 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """The report of all pairs of one split, with how many of its texts were cut.
 
-    ``planned``: of :meth:`tmrjax.estimator.Estimator.batches`, which reads every text of the split.
+    ``planned``: of :meth:`tmrjax.divergence.system.Estimator.batches`, which reads every text of the split.
     """
     batches, lengths = planned
     scores = estimator.scores(step, variables, batches, mesh, num_threads=num_threads, progress=progress_bar)
@@ -162,7 +162,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "versions": meta["versions"],
         }
         if jax.process_index() == 0:
-            running.write_json(workdir / workdirs.REPORT, report)
+            command.write_json(workdir / workdirs.REPORT, report)
             show(report)
         return report
 
@@ -184,4 +184,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    running.command(main)
+    command.run(main)

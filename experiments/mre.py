@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import running, task
+from experiments.lib import command, experiment
 
 if __name__ == "__main__":
-    task.define_flags()
-    running.command(task.main)
+    experiment.define_flags()
+    command.run(experiment.main)

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from experiments import running
-from experiments.prediction_journal import Journal
+from experiments.lib import command
+from experiments.lib.journal import Journal
 from tmrjax.files import DataError, open_regular, parse_json
-from tmrjax.posts import Given, PostError
 from tmrjax.predict import Predictor
-from tmrjax.word_splitting import SPLITTINGS
+from tmrjax.prediction.posts import Given, PostError
+from tmrjax.text.splitting import SPLITTINGS
 
 logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
@@ -45,7 +45,7 @@ SECONDS_BETWEEN_LINES = 30  # of the log where the output is no terminal
 
 def define_flags() -> None:
     """Flags of this command."""
-    running.define_flags()
+    command.define_flags()
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("entities", None, "Folder of an MNER run, to find the entities between which relations are.")
     flags.DEFINE_string("input", None, "JSONL file of posts.")
@@ -191,4 +191,4 @@ def reported(outcomes: Iterator, total: int, counts: dict[str, int]) -> Iterator
 if __name__ == "__main__":
     define_flags()
     flags.mark_flags_as_required(["workdir", "input", "output"])
-    running.command(main)
+    command.run(main)

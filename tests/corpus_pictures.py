@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.build_divergence_corpus import Options
-from data_prep.corpus_mixture import Counts
+from data_prep.corpus.mixture import Counts
 
 
 def picture(seed, height=48, width=64):

@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import torch
 
-from data_prep.diffusion import Drawing, Generator, initial_noise
-from data_prep.diffusion_folder import open_folder
-from data_prep.diffusion_weights import DiffusionModel, load_model
+from data_prep.diffusion.folder import open_folder
+from data_prep.diffusion.sampler import Drawing, Generator, initial_noise
+from data_prep.diffusion.weights import DiffusionModel, load_model
 from data_prep.make_tiny_diffusion import make_tiny_diffusion
 
 # XLA spends most of its time on code that runs for milliseconds here.

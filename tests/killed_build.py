@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep import build_divergence_corpus as build
-from data_prep import corpus_pool
+from data_prep.corpus import pool as corpus_pool
 from tests.corpus_pictures import options
 
 root, out = Path(sys.argv[1]), Path(sys.argv[2])

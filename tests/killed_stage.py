@@ -1,4 +1,5 @@
-"""Kills a stage at every point where it touches the disk, for tests/test_stages.py: `killed_stage.py SET COPIES`.
+"""Kills a stage at every point where it touches the disk, for tests/data_prep/test_stages.py: `killed_stage.py SET
+COPIES`.
 
 Each run is a fork of this process that kills itself with SIGKILL before the k-th event (a batch of work, an fsync, a
 rename), in a copy of the data set; then this process goes on with it. One JSON line per k says how it died and what
@@ -13,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from data_prep.stages import Outcome, Selection, Stage, run_stage
+from data_prep.stages.frame import Outcome, Selection, Stage, run_stage
 from tmrjax.files import DataError
 from tmrjax.records import read_dataset
 

@@ -1,4 +1,4 @@
-"""The released arithmetic written in PyTorch from the formulas of tmrjax/release.py, for tests alone."""
+"""The released arithmetic written in PyTorch from the formulas of tmrjax/methods/tmr_release.py, for tests alone."""
 
 import math
 

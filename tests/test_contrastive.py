@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmrjax.contrastive import supervised_contrastive_loss
-from tmrjax.sharding import make_mesh, replicate, replicated, shard_batch, split_rows
+from tmrjax.training.sharding import make_mesh, replicate, replicated, shard_batch, split_rows
 
 B, D = 16, 5
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ import jax, numpy as np
 port, index, out = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(index))
 from tmrjax.contrastive import supervised_contrastive_loss
-from tmrjax.sharding import make_mesh, replicated, shard_batch, split_rows
+from tmrjax.training.sharding import make_mesh, replicated, shard_batch, split_rows
 from tests.test_contrastive import sample
 features, labels, mask = sample(5, masked=0.1)
 mine = slice(int(index) * len(labels) // 2, (int(index) + 1) * len(labels) // 2)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tmrjax.encoders.bert import BertConfig
-from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.models import TMRForNER, model_from_dict, model_to_dict
 
 BERT = BertConfig(

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from experiments.configs import mde, mner, mre
-from tmrjax import divergence, models, record_schema, release
-from tmrjax.examples import RelationExample, TaggingExample, TextSettings
+from tmrjax import divergence, models
 from tmrjax.files import parse_json
-from tmrjax.pipeline import Collator, PixelSource
-from tmrjax.preprocessing import PictureSettings
+from tmrjax.inputs.collate import Collator, PixelSource
+from tmrjax.inputs.examples import RelationExample, TaggingExample, TextSettings
+from tmrjax.methods import tmr_release as release
+from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import DatasetInfo, read_dataset
+from tmrjax.records import schema as record_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tmrjax", "experiments", "data_prep", "benchmarks", "tests")
@@ -196,7 +198,8 @@ def test_the_estimators_batch_keys_are_written_down():
 
 @pytest.mark.parametrize("task", ["ner", "re"])
 def test_the_record_format_is_written_down(task):
-    """The object in the docstring of tmrjax.record_schema, without its remarks, is a record with every key there is."""
+    """The object in the docstring of tmrjax.records.schema, without its remarks, is a record with every key there
+    is."""
     text = record_schema.__doc__.split("::\n\n", 1)[1].split("\n\n", 1)[0]
     columns = [re.split(" {2,}|(?<=,) (?=[a-z])", line.strip(), maxsplit=1)[0] for line in text.splitlines()]
     json_lines = [column for column in columns if column.startswith(('{"', '"'))]

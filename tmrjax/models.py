@@ -1,7 +1,8 @@
 """TMR for entities and for relations (§3.2, §3.4, §3.5): encoders, two grains, two pictures, and what reads them.
 
-Three variants: ``paper`` (the formulas below), ``release`` (those of :mod:`tmrjax.release`) and ``text`` (BERT with a
-CRF, or with entity markers, alone). Models return ``(output, intermediates)``; what nobody uses is pruned by jit.
+Three variants: ``paper`` (the formulas below), ``release`` (those of :mod:`tmrjax.methods.tmr_release`) and ``text``
+(BERT with a CRF, or with entity markers, alone). Models return ``(output, intermediates)``; what nobody uses is pruned
+by jit.
 
 The paper's formulas, one post at a time:
 
@@ -29,7 +30,7 @@ side of a picture in pixels, C channels of the ResNet's map. Masks are True wher
     relation                            [B]                 RE, for the loss
     phrase_ids, phrase_mask             [B, P]              not ``text``: [CLS] phrases [SEP], nothing without phrases;
                                                             otherwise for converted checkpoints
-                                                            (:func:`tmrjax.examples.phrase_ids_of`)
+                                                            (:func:`tmrjax.inputs.examples.phrase_ids_of`)
     image                               [B, S, S, 3]        pixels of the whole picture, or instead of them
     image_features                      [B, 49, C]          its ResNet map
     image_mask                          [B]                 whether there is a picture
@@ -41,7 +42,7 @@ side of a picture in pixels, C channels of the ResNet's map. Masks are True wher
     row_mask                            [B]                 the loss: False for a row of padding
 
 The picture keys are for ``paper`` and ``release``; those with ``generated_`` only under ``use_back_translation``.
-:class:`tmrjax.pipeline.Collator` makes such batches. The divergence estimator's are in :mod:`tmrjax.divergence`.
+:class:`tmrjax.inputs.collate.Collator` makes such batches. The divergence estimator's are in :mod:`tmrjax.divergence`.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.crf import CRFParams
-from tmrjax.encoders.bert import BertConfig, BertEncoder
 from tmrjax.encoders.dropout import Dropout
-from tmrjax.encoders.pictures import Batch, PictureEncoder
-from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.encoders.picture.resnet import ResNetConfig
+from tmrjax.encoders.text.bert import BertConfig, BertEncoder
 from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion, pool_phrases
-from tmrjax.release import ReleaseRelationFusion, ReleaseTagFusion
+from tmrjax.methods.parts.pictures import Batch, PictureEncoder
+from tmrjax.methods.tmr_release import ReleaseRelationFusion, ReleaseTagFusion
 
 VARIANTS = ("paper", "release", "text")
 
@@ -172,7 +173,7 @@ class TMR(nn.Module, kw_only=True):
         return jnp.stack(weighted, 1), jnp.stack(present, 1), joined
 
     def _weigh_release(self, batch: Batch, fusion, text, phrases, maps) -> dict[str, jax.Array]:
-        """u and u' (:mod:`tmrjax.release`); the latter is zero without back-translation."""
+        """u and u' (:mod:`tmrjax.methods.tmr_release`); the latter is zero without back-translation."""
         joined = {}
         for prefix in ("", "generated_"):
             if prefix in self.prefixes:

@@ -18,10 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tmrjax.checkpoints import CheckpointError, load_best
-from tmrjax.examples import PairDistanceError, unknown_warning
 from tmrjax.files import DataError, sha256
-from tmrjax.posts import (
+from tmrjax.inputs.examples import PairDistanceError, unknown_warning
+from tmrjax.prediction.posts import (
     Given,
     Post,
     PostError,
@@ -34,13 +33,14 @@ from tmrjax.posts import (
     with_pair,
     without_pair,
 )
-from tmrjax.reader import Reader, tree_hash
-from tmrjax.record_schema import NO_RELATION, DatasetInfo, Record
-from tmrjax.relation_classifier import RelationClassifier
-from tmrjax.sharding import make_mesh, replicate
-from tmrjax.tagger import Prediction, Tagger
-from tmrjax.tagging import character_spans
-from tmrjax.word_splitting import Word, has_run
+from tmrjax.records.schema import NO_RELATION, DatasetInfo, Record
+from tmrjax.tasks.entities import Prediction, Tagger
+from tmrjax.tasks.relations import RelationClassifier
+from tmrjax.tasks.system import Reader, tree_hash
+from tmrjax.text.splitting import Word, has_run
+from tmrjax.text.tags import character_spans
+from tmrjax.training.checkpoints import CheckpointError, load_best
+from tmrjax.training.sharding import make_mesh, replicate
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Predictor:
             devices: how many; all unless given.
             windows: whether NER reads long posts in windows; as trained unless given, and True for a checkpoint from
                 before windows.
-            word_splitting: how raw text becomes words, one of :data:`tmrjax.word_splitting.SPLITTINGS`; as the
+            word_splitting: how raw text becomes words, one of :data:`tmrjax.text.splitting.SPLITTINGS`; as the
                 training data were split unless given.
             joiner: what stands between the ``tokens`` of a post in its text; a blank, and nothing where the training
                 data were split into characters.

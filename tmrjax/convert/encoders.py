@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
-from tmrjax.encoders.bert import BertConfig, BertEncoder
-from tmrjax.encoders.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.text.bert import BertConfig, BertEncoder
 
 # Names that hold nothing for the encoders: full matches.
 BERT_DROPPED = (r"cls\..*", r"pooler\..*", r"(.*\.)?position_ids", r"(.*\.)?token_type_ids")

@@ -1,4 +1,5 @@
-"""The authors' released NER and RE checkpoints as a ``release`` model (:mod:`tmrjax.release`) and its variables.
+"""The authors' released NER and RE checkpoints as a ``release`` model (:mod:`tmrjax.methods.tmr_release`) and its
+variables.
 
 Sizes are read from the shapes of the arrays: the released state dict comes without a config.
 """
@@ -14,11 +15,11 @@ import numpy as np
 
 from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, resnet_table
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
-from tmrjax.encoders.bert import BertConfig
-from tmrjax.encoders.resnet import ResNetConfig
+from tmrjax.encoders.picture.resnet import ResNetConfig
+from tmrjax.encoders.text.bert import BertConfig
+from tmrjax.methods.tmr_release import EXTENDED_SIZE
 from tmrjax.models import TMR, TMRForNER, TMRForRE
-from tmrjax.record_schema import NUM_REGIONS
-from tmrjax.release import EXTENDED_SIZE
+from tmrjax.records.schema import NUM_REGIONS
 
 RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name
 

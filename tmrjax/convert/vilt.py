@@ -9,7 +9,7 @@ import numpy as np
 
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
 from tmrjax.divergence import DivergenceEstimator
-from tmrjax.encoders.vilt import ViltConfig, ViltEncoder
+from tmrjax.encoders.joint.vilt import ViltConfig, ViltEncoder
 
 # Names that hold nothing for the encoder: full matches.
 VILT_DROPPED = (

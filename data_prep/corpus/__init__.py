@@ -1,0 +1,1 @@
+"""The corpus of the divergence estimator (§3.4)."""

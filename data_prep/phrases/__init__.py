@@ -1,0 +1,1 @@
+"""Noun phrases of posts (§3.2)."""

@@ -1,0 +1,1 @@
+"""Regions of pictures (§3.2)."""

@@ -1,0 +1,1 @@
+"""The frame that every stage of preparation runs in."""

@@ -1,0 +1,248 @@
+"""What the commands share: how they start and fail, data of a reader, evaluation of a split."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from jax.sharding import Mesh
+
+from experiments.lib.loop import progress_bar
+from tmrjax.files import jsonl_bytes, write_atomic
+from tmrjax.inputs.collate import Example, PictureSource
+from tmrjax.records import Dataset, Record
+from tmrjax.tasks.system import Reader
+from tmrjax.training.checkpoints import CheckpointError
+
+logger = logging.getLogger(__name__)
+FLAGS = flags.FLAGS
+# What bad input, bad settings and the machine raise; anything else is a fault of the program and keeps its traceback.
+EXPECTED_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
+
+
+def define_flags() -> None:
+    """Flags of every command. Not on import: commands are imported together by scripts and tests."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; for a run of several processes")
+    flags.DEFINE_integer("processes", None, "number of processes; empty where the cluster tells it")
+    flags.DEFINE_integer("process", None, "index of this process; empty where the cluster tells it")
+    flags.DEFINE_bool("distributed", False, "several processes, found by jax.distributed (SLURM, TPU, ...)")
+    flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    flags.DEFINE_bool("compile_cache", True, "keep compiled programs for the next run (--no-compile-cache: do not)")
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Run ``main`` as the command that the user has called: flags, start, and one clear line for an error.
+
+    Exits with 1 for an error of the data, the config or the machine, with 2 for bad flags. ``--debug`` shows the
+    traceback. Flags may be written with dashes (``--on-error``) or underscores.
+    """
+    name, debug = Path(sys.argv[0]).stem, "--debug" in sys.argv
+
+    def fail(error: Exception, code: int) -> None:
+        if debug:
+            raise error
+        print(f"{name}: {one_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            rest = FLAGS([arguments[0], *map(with_underscores, arguments[1:])])
+            if rest[1:]:
+                raise flags.Error(f"{rest[1]!r} is no flag; a flag begins with --")
+            if "config" in FLAGS:
+                FLAGS.config.task  # noqa: B018 - a config file that is not there is told of on the first use
+            return rest
+        except Exception as error:  # absl's, or a config file's own: an unknown name, a misspelt key
+            fail(error, 2)
+
+    def guarded(arguments: list[str]) -> None:
+        try:
+            start()
+            main(arguments)
+        except EXPECTED_ERRORS as error:
+            fail(error, 1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error; its kind before it where the message alone would not say what happened."""
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps a KeyError
+        error = error.args[0]
+    if isinstance(error, AttributeError | KeyError) and error.args:  # of a config: the key, and which one may be meant
+        return "no key " + " ".join(str(error.args[0]).split())
+    text = str(error).strip()
+    if "Failed loading config file" in text:
+        return "the config file cannot be read: " + " ".join(text.partition("\n")[2].split())
+    if "Error whilst parsing config file" in text:  # ml_collections puts a traceback into the message
+        return text.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ValueError | CheckpointError | FloatingPointError | flags.Error) and len(text.split()) > 1:
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def with_underscores(argument: str) -> str:
+    """``--no-compile-cache`` as absl has it, ``--nocompile_cache``; keys of a config stay as they are."""
+    if not argument.startswith("--") or argument.startswith("--config"):
+        return argument
+    flag, equals, value = argument[2:].partition("=")
+    if flag.startswith("no-"):
+        flag = "no" + flag[3:]
+    return f"--{flag.replace('-', '_')}{equals}{value}"
+
+
+# mallopt's names for: keep large arrays in the heap, never give it back, grow it by 256 MiB, one arena for all threads.
+_MALLOC_SETTINGS = {"M_MMAP_THRESHOLD": (-3, 2**30), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28),
+                    "M_ARENA_MAX": (-8, 1)}  # fmt: skip
+
+
+def keep_memory() -> None:
+    """Let glibc keep the arrays of a step for the next one.
+
+    XLA on CPU frees and allocates every temporary in every step; by default each large one is mapped anew, and page
+    faults take a third of a BERT's step. Elsewhere than with glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for parameter, value in _MALLOC_SETTINGS.values():
+        mallopt(parameter, value)
+
+
+def start() -> None:
+    """Memory, logging, and the other processes where there are some; call it before anything touches a device."""
+    keep_memory()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
+    logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every kind of accelerator that is not there
+    if FLAGS.compile_cache:
+        keep_compiled()
+    if FLAGS.distributed or FLAGS.coordinator:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+
+
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles in the user's cache folder; a folder that is set already is kept.
+
+    Its name has the kind of processor: JAX's key lacks it, and homes are shared by unlike machines.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
+    except OSError:
+        processor = platform.processor()
+    kind = hashlib.sha256(processor.encode()).hexdigest()[:8]
+    folder = Path(home) / "tmrjax" / f"compiled-{platform.machine()}-{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled programs are not kept (%s); XDG_CACHE_HOME names another folder", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    logger.info("compiled programs are kept in %s (--no-compile-cache: not)", folder)
+
+
+def data_root(given: str | None, config: Mapping[str, Any]) -> str:
+    """The folder to evaluate on: given by a flag, or the run's own; raises ValueError where a checkpoint names none."""
+    root = given or config["data"]["root"]
+    if not root:
+        raise ValueError("this checkpoint was converted and names no data of its own: give --data=DIR")
+    return root
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def dataset_meta(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint and a report say of their data."""
+    info = dataset.info
+    return {
+        "name": info.name,
+        "files": dict(info.files),
+        "labels_sha256": dict(info.labels_sha256),
+        "leaky_phrases": info.leaky_phrases,
+        "leaky_regions": info.leaky_regions,
+        "renormalised_scores": info.renormalised_scores,
+        "synthetic": info.synthetic,
+        "skipped": len(dataset.skipped),
+    }
+
+
+def picture_source(
+    reader: Reader, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
+) -> PictureSource | None:
+    """Pixels, or the feature cache where the config asks for it."""
+    if not data["feature_cache"]:
+        return reader.pixels(dataset.root)
+    folder = Path(data["feature_cache_folder"] or dataset.root / "features")
+    return reader.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
+
+
+def predict_split(
+    reader: Reader,
+    step: Any,
+    variables: Any,
+    examples: Sequence[Example],
+    pictures: PictureSource | None,
+    mesh: Mesh,
+    batch_size: int,
+    *,
+    num_threads: int = 2,
+    probabilities: bool = False,
+) -> list[Any]:
+    """The predictions of all posts of one split, in their order."""
+    return reader.predict(
+        step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
+        probabilities=probabilities, progress=progress_bar,
+    )  # fmt: skip
+
+
+def write_predictions(
+    path: Path, reader: Reader, examples: Sequence[Example], predictions: Sequence[Any], about: Mapping[str, Any]
+) -> None:
+    """One line of JSON a post (:meth:`tmrjax.tasks.system.Reader.prediction_rows`), and beside it PATH.about.json.
+
+    ``about`` says of what run, data and split they are.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = jsonl_bytes(reader.prediction_rows(examples, predictions))
+    write_atomic(path, content)
+    about = {**about, "posts": len(examples), "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(path.with_name(f"{path.name}.about.json"), about)
+
+
+def about_predictions(dataset: Dataset, split: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`write_predictions` says: split, hashes of data, labels and config, and the best step."""
+    return {
+        "split": split,
+        "task": meta["task"],
+        "data": dataset_meta(dataset),
+        "label_version": dataset.label_version,
+        "config_sha256": config_hash(meta["config"]),
+        "best": meta.get("best"),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

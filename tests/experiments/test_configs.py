@@ -1,0 +1,30 @@
+"""The named configs: each holds what its docstring says, and passes the checks of its values."""
+
+import pytest
+
+from benchmarks import real_text
+from experiments.configs import mde, mner, mre
+from experiments.lib.settings import check_settings
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, name) for m in (mner, mre, mde) for name in m.NAMES])
+def test_every_named_config_is_locked_allowed_and_told_of(module, name):
+    config = module.get_config(name)
+    check_settings(config)
+    assert config.name == name and config.is_locked and f":{name} " in module.__doc__
+    with pytest.raises(ValueError, match=r"there is no M.. ?\w* config 'nmae'"):
+        module.get_config("nmae")
+
+
+def test_the_figures_of_the_readme_have_their_settings_in_configs(tmp_path):
+    text = mner.get_config("twitter2017_text")
+    assert (text.model.variant, text.epochs, text.batch_size) == ("text", 5, 16)
+    assert (text.lr_encoder, text.lr_fusion) == (5e-5, 1e-2)
+    command = real_text.command(tmp_path, tmp_path, tmp_path / "run", seed=3)
+    assert "--config=experiments/configs/mner.py:twitter2017_text" in command
+    assert [item for item in command if "lr_" in item or "epochs" in item] == []
+    for name, variant in (("mnre_text", "text"), ("mnre_leaky", "paper")):
+        config = mre.get_config(name)
+        assert (config.model.variant, config.epochs, config.lr_encoder, config.lr_fusion) == (variant, 3, 5e-5, 1e-3)
+    pairs = mde.get_config("pairs")
+    assert (pairs.data.picture_square, pairs.data.picture_size, pairs.steps, pairs.sizes.patch) == (True, 96, 800, 32)

@@ -1,0 +1,299 @@
+"""The feature cache: computed once, found again by content, whole after every interruption."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tmrjax.pictures.cache import FeatureCache, PictureRequest
+from tmrjax.pictures.decode import PictureError, load_picture, picture_to_pixels, region_to_pixels
+
+SIZE, RESIZE, BATCH = 8, 10, 4
+WEIGHTS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+
+
+def maps_of(batch):
+    """Stands in for a ResNet: 4 patches of 5 channels, each from its own quarter of the picture alone."""
+    half = SIZE // 2
+    quarters = batch.reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 4, 3)
+    return quarters @ WEIGHTS
+
+
+class Encoder:
+    """Counts what it is asked for; stops at a given call."""
+
+    def __init__(self, stop_at=None):
+        self.calls, self.pictures, self.stop_at = 0, 0, stop_at
+
+    def __call__(self, batch):
+        assert batch.shape == (BATCH, SIZE, SIZE, 3) and batch.dtype == np.float32
+        if self.stop_at is not None and self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.pictures += int(np.any(batch, axis=(1, 2, 3)).sum())
+        return maps_of(batch)
+
+
+@pytest.fixture
+def requests(tmp_path):
+    """Ten pictures, four of them also in a box; the last is a copy of the first."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    paths = [folder / f"{number}.png" for number in range(10)]
+    for path in paths[:-1]:
+        Image.fromarray(generator.integers(0, 255, (12, 15, 3), np.uint8)).save(path)
+    paths[-1].write_bytes(paths[0].read_bytes())
+    box = (0.1, 0.2, 0.7, 0.9)
+    return [*(PictureRequest(path, None) for path in paths), *(PictureRequest(path, box) for path in paths[:4])]
+
+
+def build(directory, requests, encoder=maps_of, **options):
+    settings = {
+        "encoder_identity": {"weights": "w"},
+        "size": SIZE,
+        "resize": RESIZE,
+        "batch_size": BATCH,
+        "progress": False,
+    }
+    return FeatureCache.build(directory, requests, encoder, **{**settings, **options})
+
+
+def direct(request):
+    picture = load_picture(request.path)
+    if request.box is None:
+        pixels = picture_to_pixels(picture, SIZE, RESIZE)
+    else:
+        pixels = region_to_pixels(picture, request.box, SIZE)
+    return maps_of(pixels[None])[0]
+
+
+def check(cache, requests, tolerance=1e-6):
+    for request in requests:
+        assert request in cache
+        assert cache[request].dtype == np.float32
+        np.testing.assert_allclose(cache[request], direct(request), atol=tolerance)
+
+
+def test_maps_are_those_of_the_encoder_and_computed_once(tmp_path, requests):
+    encoder = Encoder()
+    cache = build(tmp_path / "cache", requests, encoder)
+    check(cache, requests)
+    assert len(cache) == 13 == encoder.pictures  # the copy is not computed again
+    assert encoder.calls == 1 + 4  # one for the shape, then three full batches and one of a single picture
+    again = Encoder(stop_at=0)
+    check(build(tmp_path / "cache", requests, again), requests)
+    assert again.calls == 0
+
+
+def test_another_picture_box_size_or_weight_is_another_map(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests[:1])
+    for options in ({"encoder_identity": {"weights": "v"}}, {"resize": RESIZE + 1}, {"dtype": "float16"}):
+        encoder = Encoder()
+        build(directory, requests[:1], encoder, **options)
+        assert encoder.pictures == 1
+    encoder = Encoder()
+    build(directory, [PictureRequest(requests[0].path, (0.0, 0.0, 1.0, 1.0))], encoder)
+    assert encoder.pictures == 1
+    requests[0].path.write_bytes(requests[1].path.read_bytes())
+    check(build(directory, requests[:1]), requests[:1])  # the content counts, not the name
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4])
+def test_an_interrupted_build_continues(tmp_path, requests, stop_at):
+    directory = tmp_path / "cache"
+    first = Encoder(stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        build(directory, requests, first)
+    second = Encoder()
+    check(build(directory, requests, second), requests)
+    assert first.pictures + second.pictures == 13
+    assert second.calls == 4 - (stop_at - 1)
+
+
+def shard(directory, ending):
+    (path,) = directory.glob(f"*/shard-00000.{ending}")
+    return path
+
+
+def test_half_a_row_and_half_a_key_are_thrown_away(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests[:6])
+    with shard(directory, "maps").open("ab") as maps, shard(directory, "keys").open("a") as keys:
+        maps.write(b"\x01" * 37)
+        keys.write("0123")
+    check(build(directory, requests), requests)
+
+
+def test_keys_without_their_rows_do_not_become_zeros(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests)
+    maps = shard(directory, "maps")
+    os.truncate(maps, maps.stat().st_size // 2 + 3)  # as after a power cut
+    encoder = Encoder()
+    check(build(directory, requests, encoder), requests)
+    assert encoder.pictures == 7
+    check(build(directory, requests), requests)
+
+
+def test_all_broken_pictures_are_named_at_once_and_the_rest_is_kept(tmp_path, requests):
+    for request in (requests[2], requests[7]):
+        request.path.write_bytes(request.path.read_bytes()[:200])
+    encoder = Encoder()
+    with pytest.raises(PictureError, match="2 pictures that cannot be read") as caught:
+        build(tmp_path / "cache", requests, encoder)
+    assert str(requests[2].path) in str(caught.value) and str(requests[7].path) in str(caught.value)
+    good = [request for request in requests if request.path not in (requests[2].path, requests[7].path)]
+    check(build(tmp_path / "cache", good, Encoder(stop_at=0)), good)
+    requests[1].path.unlink()
+    requests[3].path.unlink()
+    with pytest.raises(PictureError) as caught:
+        build(tmp_path / "cache", requests)
+    assert str(requests[1].path) in str(caught.value) and str(requests[3].path) in str(caught.value)
+
+
+def test_half_precision_halves_the_file(tmp_path, requests):
+    build(tmp_path / "a", requests)
+    cache = build(tmp_path / "b", requests, dtype="float16")
+    check(cache, requests, tolerance=5e-3)
+    assert 2 * shard(tmp_path / "b", "maps").stat().st_size == shard(tmp_path / "a", "maps").stat().st_size
+    with pytest.raises(ValueError, match="bfloat16"):
+        build(tmp_path / "c", requests, dtype="bfloat16")
+
+
+def test_maps_that_do_not_fit_are_refused(tmp_path, requests):
+    with pytest.raises(ValueError, match="NaN or infinity as float16"):
+        build(tmp_path / "a", requests, lambda batch: maps_of(batch) * 1e6, dtype="float16")
+    build(tmp_path / "b", requests[:1])
+    with pytest.raises(ValueError, match=r"\(4, 4\).*\(4, 5\)"):
+        build(tmp_path / "b", requests, lambda batch: maps_of(batch)[..., :4])
+
+
+def test_what_was_not_asked_for_is_not_there(tmp_path, requests):
+    cache = build(tmp_path / "cache", requests[:3])
+    assert requests[3] not in cache and cache.feature_shape == (4, 5)
+    with pytest.raises(KeyError, match="not in the feature cache"):
+        cache[requests[3]]
+
+
+def test_it_travels_to_workers_without_its_maps(tmp_path, requests):
+    cache = build(tmp_path / "cache", requests)
+    unused = len(pickle.dumps(cache))
+    check(cache, requests)
+    sent = pickle.dumps(cache)
+    assert len(sent) == unused
+    check(pickle.loads(sent), requests)
+
+
+def test_shards_of_several_processes_are_one_cache(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests[:5], shard=0)
+    build(directory, requests[5:], shard=1)
+    assert len(list(directory.glob("*/*.maps"))) == 2
+    check(build(directory, requests, Encoder(stop_at=0)), requests)
+
+
+def test_builds_of_one_shard_wait_for_each_other(tmp_path, requests):
+    encoders = [Encoder() for _ in range(4)]
+    threads = [threading.Thread(target=build, args=(tmp_path / "cache", requests, encoder)) for encoder in encoders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(encoder.pictures for encoder in encoders) == 13
+    check(build(tmp_path / "cache", requests, Encoder(stop_at=0)), requests)
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path, requests):
+    program = """
+import json, os, sys
+sys.path.insert(0, "tests")
+import test_feature_cache as here
+from tmrjax.pictures.cache import PictureRequest
+directory, paths = json.loads(sys.argv[1])
+calls = []
+def encode(batch):
+    calls.append(1)
+    return here.maps_of(batch) if len(calls) < 3 else os._exit(9)
+here.build(directory, [PictureRequest(path, None) for path in paths], encode)
+"""
+    paths = [str(request.path) for request in requests[:9]]
+    argument = json.dumps([str(tmp_path / "cache"), paths])
+    done = subprocess.run([sys.executable, "-c", program, argument], check=False)
+    assert done.returncode == 9
+    encoder = Encoder()
+    check(build(tmp_path / "cache", requests[:9], encoder), requests[:9])
+    assert encoder.pictures == 9 - BATCH
+
+
+def damaged(data, generator):
+    """One of: a flipped bit, 32 zeroed bytes, a cut, a byte that becomes another, a doubled or a lost line."""
+    kind, place = generator.integers(6), int(generator.integers(len(data)))
+    if kind == 0:
+        return data[:place] + bytes([data[place] ^ (1 << int(generator.integers(8)))]) + data[place + 1 :]
+    if kind == 1:
+        return data[:place] + b"\0" * len(data[place : place + 32]) + data[place + 32 :]
+    if kind == 2:
+        return data[:place]
+    if kind == 3:
+        return data[:place] + bytes([int(generator.integers(256))]) + data[place + 1 :]
+    lines = data.split(b"\n")
+    number = int(generator.integers(len(lines)))
+    return b"\n".join(lines[:number] + lines[number : number + 1] * (2 if kind == 4 else 0) + lines[number + 1 :])
+
+
+@pytest.mark.parametrize("ending", ["keys", "maps", "json"])
+def test_no_damage_gives_another_map(tmp_path, requests, ending):
+    """80 damages of each file; what is damaged is computed again. Nothing is raised, and no map is another's."""
+    directory, generator = tmp_path / "cache", np.random.default_rng(0)
+    expected = [direct(request) for request in requests]
+    build(directory, requests)
+    path = next(directory.glob("*/cache.json")) if ending == "json" else shard(directory, ending)
+    sound = {file: file.read_bytes() for file in path.parent.iterdir()}
+    computed = 0
+    for _ in range(80):
+        for file, data in sound.items():
+            file.write_bytes(data)
+        path.write_bytes(damaged(sound[path], generator))
+        encoder = Encoder()
+        cache = build(directory, requests, encoder)
+        computed += encoder.pictures
+        for request, maps in zip(requests, expected, strict=True):
+            np.testing.assert_allclose(cache[request], maps, atol=1e-6)
+        check(build(directory, requests, Encoder(stop_at=0)), requests[:2])  # and now it is whole
+    assert ending == "json" or computed > 80
+
+
+def test_swapped_rows_and_a_changed_box_are_noticed(tmp_path, requests):
+    directory = tmp_path / "cache"
+    build(directory, requests)
+    maps, keys = shard(directory, "maps"), shard(directory, "keys")
+    rows = np.fromfile(maps, "<f4").reshape(-1, 20)
+    rows[[0, 5]] = rows[[5, 0]]
+    rows.tofile(maps)
+    encoder = Encoder()
+    check(build(directory, requests, encoder), requests)
+    assert encoder.pictures == 2
+    other = PictureRequest(requests[0].path, (0.1, 0.2, 0.7, 0.8))
+    keys.write_bytes(keys.read_bytes().replace(b"0.1,0.2,0.7,0.9", b"0.1,0.2,0.7,0.8"))
+    check(build(directory, [other]), [other])
+
+
+def test_an_encoder_of_another_type_or_with_another_flag_has_maps_of_its_own(tmp_path, requests):
+    identities = [
+        {"weights": "w", "config": {"flag": flag}, "dtype": dtype}
+        for flag in (False, True)
+        for dtype in ("float32", "bfloat16")
+    ]
+    for identity in identities:
+        encoder = Encoder()
+        build(tmp_path / "cache", requests[:1], encoder, encoder_identity=identity)
+        assert encoder.pictures == 1
+    assert len(list((tmp_path / "cache").iterdir())) == len(identities)

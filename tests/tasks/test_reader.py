@@ -1,0 +1,89 @@
+"""Features of a reader: the cache is of one arithmetic, and the compiled ResNet does not carry its weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.text.bert import BertConfig
+from tmrjax.inputs.examples import TextSettings
+from tmrjax.models import TMRForNER
+from tmrjax.records import Record
+from tmrjax.tasks.entities import Tagger
+from tmrjax.tasks.system import PictureSettings
+from tmrjax.text.tokenizers import load_tokenizer
+
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1))
+RECORD = Record("1", ("hi",), tags=("O",), image="1.png")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\n")
+    bert = BertConfig(
+        vocab_size=6, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = TMRForNER(bert=bert, num_tags=3, resnet=RESNET, num_heads=2, use_back_translation=False)
+    return Tagger(model, ("PER",), load_tokenizer(folder), TextSettings(8, 3), PictureSettings(32, 36), buckets=(8,))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    module = ResNetEncoder(RESNET, jnp.float32)
+    made = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    return {name: {"picture_encoder": {"resnet": made[name]}} for name in ("params", "batch_stats")}
+
+
+@pytest.fixture
+def root(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "1.png")
+    return tmp_path
+
+
+def features(reader, root, variables):
+    source = reader.features(root, [RECORD], variables, root / "cache", progress=False)
+    return source.load(RECORD)["image_features"]
+
+
+def with_model(reader, **changes):
+    return dataclasses.replace(reader, model=dataclasses.replace(reader.model, **changes))
+
+
+def test_a_model_of_another_type_does_not_read_these_maps(reader, root, variables):
+    exact = features(reader, root, variables)
+    coarse = features(with_model(reader, dtype=jnp.bfloat16), root, variables)
+    assert np.abs(exact - coarse).max() > 1e-4
+    np.testing.assert_array_equal(features(reader, root, variables), exact)
+
+
+def test_a_flag_that_changes_no_shape_is_part_of_the_cache(reader, root, variables):
+    exact = features(reader, root, variables)
+    other = dataclasses.replace(RESNET, hidden_act="gelu")
+    assert np.abs(exact - features(with_model(reader, resnet=other), root, variables)).max() > 1e-3
+
+
+def test_each_process_writes_a_shard_of_its_own(reader, root, variables, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    features(reader, root, variables)
+    assert [path.name for path in (root / "cache").glob("*/*.maps")] == ["shard-00003.maps"]
+
+
+def test_the_weights_are_an_argument_of_the_program(reader, variables):
+    resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in variables}
+    pixels = jnp.zeros((2, 32, 32, 3))
+    encode = reader.picture_maps()
+    assert not _has_weights(encode.lower(resnet, pixels), resnet)
+    assert _has_weights(jax.jit(lambda pixels: encode(resnet, pixels)).lower(pixels), resnet)  # what it was once
+
+
+def _has_weights(lowered, resnet):
+    """Whether a constant of the program is longer than the smallest kernel, written as four bytes a number."""
+    smallest = min(leaf.size for leaf in jax.tree.leaves(resnet) if leaf.ndim == 4)
+    return any("constant" in line and len(line) > 8 * smallest for line in lowered.as_text().splitlines())

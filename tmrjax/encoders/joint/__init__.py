@@ -1,0 +1,1 @@
+"""Encoders that read text and picture together (§3.4)."""

@@ -1,0 +1,1 @@
+"""Picture encoders (§3.2)."""

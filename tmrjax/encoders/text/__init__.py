@@ -1,0 +1,1 @@
+"""Text encoders (§3.2)."""

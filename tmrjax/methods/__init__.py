@@ -1,0 +1,1 @@
+"""Methods of multimodal extraction: one file, one paper."""

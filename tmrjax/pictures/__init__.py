@@ -1,0 +1,1 @@
+"""Pictures: from a file to what a picture encoder reads, and features that are kept."""

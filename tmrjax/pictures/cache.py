@@ -1,0 +1,331 @@
+"""Maps of a frozen ResNet, computed once and kept: training on a laptop then costs no picture at all.
+
+A map is keyed by what it depends on: the bytes of the picture, the box, the sizes of preprocessing, the encoder (its
+weights, its config, the type it computes in). A folder holds one sub-folder per (encoder, preprocessing, dtype)::
+
+    cache.json             what the cache is of, the shape of a map, a checksum of both
+    shard-00000.maps       rows of raw numbers, one map each
+    shard-00000.keys       a line per row: its number, a checksum, the picture's SHA-256 and its box
+
+A row counts once it and its line are written, in this order: an interrupted build loses a batch at most and continues
+where it stopped. The checksum covers number, key and row, and every row that is asked for is checked before it is
+used: what is damaged is computed again, and no damage gives a picture another one's map. Builds of the same shard wait
+for each other; processes that build at once have a shard each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: there, processes that build at once must differ in their shard
+    fcntl = None
+
+from tmrjax.files import DataError, open_regular, parse_json, read_bytes, sha256, write_atomic
+from tmrjax.pictures.decode import PictureError, load_picture, picture_to_pixels, region_to_pixels
+from tmrjax.records.schema import Box
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = ("float32", "float16")
+_FORMAT = 2  # of the files and of what is done to pixels; part of the identity, so that older caches are left alone
+_LINE = re.compile(rb"(0|[1-9][0-9]{0,17}) ([0-9a-f]{8}) ([0-9a-f]{64}(?::[-+.,0-9e]+)?)", re.ASCII)
+
+
+class PictureRequest(NamedTuple):
+    """A picture, or the part of it inside a box (fractions)."""
+
+    path: Path
+    box: Box | None
+
+
+class FeatureCache:
+    """Maps by request; make one with :meth:`build`."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: str, digests: dict[Path, str]):
+        self.folder, self.feature_shape, self.dtype = folder, tuple(shape), dtype
+        self._digests = digests
+        self._rows: dict[str, _Row] = {}
+        self._maps: dict[Path, np.ndarray] = {}
+        for keys in sorted(folder.glob("*.keys")):
+            self._rows |= {row.key: row for row in self._written(keys)}
+
+    def __getstate__(self) -> dict:
+        # Workers open the files themselves; a memory map would be pickled as its whole content.
+        return self.__dict__ | {"_maps": {}}
+
+    def __contains__(self, request: PictureRequest) -> bool:
+        return self._key(request) in self._rows
+
+    def __getitem__(self, request: PictureRequest) -> np.ndarray:
+        """The map [patches, C] as float32. Raises KeyError for what :meth:`build` was not asked for."""
+        try:
+            row = self._rows[self._key(request)]
+        except KeyError:
+            raise KeyError(f"{request.path} {request.box or ''}: not in the feature cache {self.folder}") from None
+        return np.asarray(self._stored(row), np.float32)
+
+    def _stored(self, row: _Row) -> np.ndarray:
+        if row.path not in self._maps:
+            stored = row.path.stat().st_size // self._row_bytes
+            self._maps[row.path] = np.memmap(row.path, self.dtype, "r", shape=(stored, *self.feature_shape))
+        return self._maps[row.path][row.number]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize
+
+    def _written(self, keys: Path) -> list[_Row]:
+        """Lines that are whole and whose rows are there; after a power cut a file may have keys without rows."""
+        maps = keys.with_suffix(".maps")
+        stored = maps.stat().st_size // self._row_bytes if maps.exists() else 0
+        matches = (_LINE.fullmatch(line) for line in read_bytes(keys).split(b"\n")[:-1])
+        rows = (_Row(maps, int(m[1]), m[3].decode(), int(m[2], 16)) for m in matches if m)
+        return [row for row in rows if row.number < stored]
+
+    def _drop_damaged(self, requests: Sequence[PictureRequest], pool: ThreadPoolExecutor) -> None:
+        """Forgets the rows asked for that are not what was written; they are computed again."""
+        rows = [self._rows[key] for key in dict.fromkeys(map(self._key, requests)) if key in self._rows]
+        for path in {row.path for row in rows}:  # opened here: the threads only read
+            self._stored(next(row for row in rows if row.path == path))
+        whole = pool.map(lambda row: _checksum(row.number, row.key, self._stored(row)) == row.checksum, rows)
+        damaged = [row for row, is_whole in zip(rows, whole, strict=True) if not is_whole]
+        for row in damaged:
+            del self._rows[row.key]
+        if damaged:
+            logger.warning("%s: %d of %d maps are damaged and computed again", self.folder, len(damaged), len(rows))
+
+    def _key(self, request: PictureRequest) -> str:
+        digest = self._digests.get(request.path)
+        if digest is None:
+            digest = self._digests[request.path] = sha256(_bytes_of(request.path))
+        return _key(digest, request.box)
+
+    @classmethod
+    def build(
+        cls,
+        directory: str | Path,
+        requests: Sequence[PictureRequest],
+        encode: Callable[[np.ndarray], np.ndarray],
+        *,
+        encoder_identity: Mapping[str, Any],
+        size: int,
+        resize: int,
+        batch_size: int = 32,
+        dtype: str = "float32",
+        progress: bool = True,
+        num_threads: int = 2,
+        shard: int = 0,
+    ) -> FeatureCache:
+        """Compute the maps that are missing and open the cache.
+
+        Args:
+            directory: where caches are kept, shared by all weights and sizes.
+            requests: everything that will be asked for; doubles are computed once.
+            encode: pixels [batch_size, size, size, 3] -> maps [batch_size, patches, C]; always called with that shape.
+            encoder_identity: all that the maps depend on beside the pixels (hash of weights, config, type of the
+                computation), as JSON; part of the cache's identity.
+            size: see :func:`tmrjax.pictures.decode.picture_to_pixels`.
+            resize: likewise.
+            batch_size: pictures at a time.
+            dtype: "float32", or "float16" for half the space (and maps rounded to 11 bits).
+            progress: show a bar on a terminal.
+            num_threads: that decode pictures.
+            shard: file of this process; processes that build at once should differ in it, or wait for each other.
+
+        Raises:
+            PictureError: lists every picture that cannot be read; the maps of the others are kept.
+            ValueError: an unknown dtype, or maps of another shape than the cache's, or not finite.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
+        identity = {
+            "format": _FORMAT,
+            "encoder": dict(encoder_identity),
+            "size": size,
+            "resize": resize,
+            "dtype": dtype,
+        }
+        identity = json.loads(json.dumps(identity))
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        folder = Path(directory) / name
+        folder.mkdir(parents=True, exist_ok=True)
+
+        with ThreadPoolExecutor(max(num_threads, 1)) as pool:
+            digests = _digests(list(dict.fromkeys(request.path for request in requests)), pool)
+            about = folder / "cache.json"
+            shape = _read_shape(about, identity)
+            if shape is None:
+                shape = tuple(np.shape(encode(np.zeros((batch_size, size, size, 3), np.float32)))[1:])
+                content = {**identity, "shape": list(shape)}
+                write_atomic(about, json.dumps({**content, "checksum": _json_checksum(content)}, indent=2).encode())
+            with _lock(folder / f"shard-{shard:05d}.lock"):
+                cache = cls(folder, shape, dtype, digests)
+                cache._drop_damaged(requests, pool)
+                missing = list({cache._key(request): request for request in requests if request not in cache}.items())
+                if missing:
+                    cache._append(missing, encode, pool, size, resize, batch_size, progress, shard)
+        return cache
+
+    def _append(self, missing, encode, pool, size, resize, batch_size, progress, shard) -> None:
+        maps, keys = self.folder / f"shard-{shard:05d}.maps", self.folder / f"shard-{shard:05d}.keys"
+        written = self._written(keys) if keys.exists() else []
+        # Without half a line that a killed build left, and without what is damaged. A row that has lost its line stays
+        # as a gap: whoever has the file open reads a row as what it was.
+        write_atomic(keys, b"".join(row.line() for row in written if self._rows.get(row.key) == row))
+        maps.touch()
+        end = maps.stat().st_size // self._row_bytes
+        faults: set[str] = set()
+
+        def pixels(request: PictureRequest) -> np.ndarray | None:
+            try:
+                picture = load_picture(request.path)
+            except PictureError as error:
+                faults.add(str(error))
+                return None
+            if request.box is None:
+                return picture_to_pixels(picture, size, resize)
+            return region_to_pixels(picture, request.box, size)
+
+        chunks = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+
+        def decode(number: int) -> list[Future]:
+            chunk = chunks[number] if number < len(chunks) else []
+            return [pool.submit(pixels, request) for _, request in chunk]
+
+        bar = tqdm(total=len(missing), desc="picture features", unit="map", disable=None if progress else True)
+        with maps.open("r+b") as map_file, keys.open("ab") as key_file, bar:
+            map_file.truncate(end * self._row_bytes)
+            map_file.seek(0, 2)
+            pending = decode(0)
+            for number, chunk in enumerate(chunks):
+                loaded = [future.result() for future in pending]
+                pending = decode(number + 1)  # the next pictures are decoded while these are encoded
+                kept = [(key, array) for (key, _), array in zip(chunk, loaded, strict=True) if array is not None]
+                batch = np.zeros((batch_size, size, size, 3), np.float32)
+                for row, (_, array) in enumerate(kept):
+                    batch[row] = array
+                features = self._checked(np.asarray(encode(batch)))[: len(kept)]
+                map_file.write(features.tobytes())
+                map_file.flush()
+                rows = [
+                    _Row(maps, end + place, key, _checksum(end + place, key, features[place]))
+                    for place, (key, _) in enumerate(kept)
+                ]
+                end += len(rows)
+                key_file.write(b"".join(row.line() for row in rows))
+                key_file.flush()
+                self._rows |= {row.key: row for row in rows}
+                bar.update(len(chunk))
+        self._maps.pop(maps, None)  # it has grown
+        if faults:
+            raise PictureError(
+                self.folder,
+                f"{len(faults)} pictures that cannot be read:\n  " + "\n  ".join(sorted(faults)),
+                "pictures",
+                "Replace them, or set their records' image to null.",
+            )
+
+    def _checked(self, features: np.ndarray) -> np.ndarray:
+        if features.shape[1:] != self.feature_shape:
+            raise ValueError(
+                f"{self.folder}: maps of shape {features.shape[1:]}, but the cache holds {self.feature_shape}; "
+                "does this encoder have another identity?"
+            )
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(features.astype(self.dtype))
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{self.folder}: maps with NaN or infinity as {self.dtype}; "
+                "expected finite numbers: check the weights, or use float32"
+            )
+        return stored
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Waits until no other build holds the lock; it ends with its process, so that a killed build blocks nobody."""
+    with path.open("w") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _key(digest: str, box: Box | None) -> str:
+    return digest if box is None else f"{digest}:{','.join(f'{side:.9g}' for side in box)}"
+
+
+class _Row(NamedTuple):
+    """Where a map lies, and the checksum that it was written with."""
+
+    path: Path
+    number: int
+    key: str
+    checksum: int
+
+    def line(self) -> bytes:
+        return f"{self.number} {self.checksum:08x} {self.key}\n".encode()
+
+
+def _checksum(number: int, key: str, row: np.ndarray) -> int:
+    """CRC-32 over the row's number, its key and its bytes: swapped rows and changed keys do not pass either."""
+    return zlib.crc32(row, zlib.crc32(f"{number} {key}\n".encode()))
+
+
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode())[:16]
+
+
+def _read_shape(about: Path, identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The shape of a map as `cache.json` says it; None where that is not there or damaged: it can be made again."""
+    if not about.exists():
+        return None
+    try:
+        content = dict(parse_json(read_bytes(about), str(about)))
+        checksum, shape = content.pop("checksum"), tuple(content["shape"])
+    except (DataError, KeyError, TypeError, ValueError):
+        checksum, content = None, {}
+    if checksum != _json_checksum(content) or {**identity, "shape": content["shape"]} != content:
+        logger.warning("%s is damaged and made again", about)
+        return None
+    return shape
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        with open_regular(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise PictureError(path, f"a file that cannot be read ({error.strerror})", "a picture", "Restore it.") from None
+
+
+def _digests(paths: Sequence[Path], pool: ThreadPoolExecutor) -> dict[Path, str]:
+    def digest(path: Path) -> tuple[Path, str | DataError]:
+        try:
+            return path, sha256(_bytes_of(path))
+        except DataError as error:
+            return path, error
+
+    found = dict(pool.map(digest, paths))
+    faults = [str(error) for error in found.values() if isinstance(error, DataError)]
+    if faults:
+        raise PictureError(
+            paths[0].parent, "pictures that cannot be read:\n  " + "\n  ".join(faults), "pictures", "Restore them."
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Raw posts in, entities and relations out."""

@@ -1,0 +1,1 @@
+"""Tasks: entities and relations, with their metrics and reports."""

@@ -1,0 +1,1 @@
+"""The training step, sharding over devices, checkpoints."""
