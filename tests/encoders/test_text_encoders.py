@@ -20,8 +20,6 @@ from tmrjax.encoders.base import Prefix
 from tmrjax.encoders.open import TEXT_CONFIGS, grow_vocabulary, text_config, text_encoder
 from tmrjax.encoders.text.deberta import DebertaConfig, distance_rows
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "deberta-v3", "deberta-v2, convolution")
-
 
 # The benchmark measures all; these have all of their arithmetic.
 @pytest.mark.parametrize(
@@ -41,7 +39,7 @@ def tiny(name: str):
     return config, jax.tree.map(jnp.asarray, params), *encoder_parity.text_inputs(model)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["bert", "deberta-v2, convolution"])  # the others have BERT's layers
 def test_one_layer_at_a_time_and_remat_equal_the_whole(name):
     """Dropout is on: the bits of a layer are the same, kept or computed again."""
     config, params, ids, mask = tiny(name)
@@ -177,12 +175,12 @@ _V3 = {
     "relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 256, "share_att_key": True,
     "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "vocab_size": 128100,
 }  # fmt: skip
-_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "intermediate_size": 4096}
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-# The config.json of published models, as far as it gives sizes.
+# The config.json of published models, as far as it gives sizes; two layers are as good as 24, and faster.
 PUBLISHED = {
-    "bert-large": ("Bert", _LARGE),
+    "bert-large": ("Bert", {**_LARGE, "num_hidden_layers": 24}),
     "roberta-base": ("Roberta", {**_ROBERTA, **_BASE}),
     "bertweet-large": ("Roberta", {**_ROBERTA, **_LARGE}),
     "bertweet-base": ("Roberta", {**_ROBERTA, **_BASE, "vocab_size": 64001, "max_position_embeddings": 130}),
