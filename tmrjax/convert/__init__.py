@@ -11,6 +11,8 @@ from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_d
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
 from tmrjax.convert.vilt import mde_from_release, vilt_params, vilt_shapes, vilt_table
 
+text_params, picture_variables = bert_params, resnet_params
+
 __all__ = [
     "CONVOLUTION",
     "INDEX",

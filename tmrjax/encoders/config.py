@@ -82,3 +82,8 @@ class TransformerConfig:
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON, with ``model_type``, which ``from_dict`` and transformers read back."""
         return {"model_type": self.only_value["model_type"], **dataclasses.asdict(self)}
+
+    @property
+    def max_length(self) -> int:
+        """The most word pieces that the encoder reads, special ones included."""
+        return self.max_position_embeddings
