@@ -61,8 +61,8 @@ def apply(model, variables, batch):
 @jax.jit
 def resnet_maps(variables, pixels):
     resnet = {name: tree["picture_encoder"]["resnet"] for name, tree in variables.items()}
-    maps, _ = ResNetEncoder(RESNET).apply(resnet, pixels.reshape(-1, SIZE, SIZE, 3), train=False)
-    return maps.reshape(*pixels.shape[:-3], PATCHES, FEATURES)
+    states = ResNetEncoder(RESNET).apply(resnet, pixels.reshape(-1, SIZE, SIZE, 3), train=False)
+    return states.tokens.reshape(*pixels.shape[:-3], PATCHES, FEATURES)
 
 
 def emissions(model, variables, batch):

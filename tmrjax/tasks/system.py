@@ -175,8 +175,7 @@ class Reader:
 
         @jax.jit
         def encode(variables, pixels):
-            maps, _ = module.apply(variables, pixels, train=False)
-            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
+            return module.apply(variables, pixels, train=False).tokens.astype(jnp.float32)
 
         return encode
 

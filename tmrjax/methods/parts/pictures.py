@@ -49,8 +49,8 @@ class PictureEncoder(nn.Module):
             batch_size, count = stacked.shape[:2]
             resnet = ResNetEncoder(self.config, self.dtype, self.batch_norm, name="resnet")
             present = jnp.concatenate([masks[name] for name in pixels], axis=1)
-            encoded, _ = resnet(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
-            encoded = encoded.reshape(batch_size, count, -1, encoded.shape[-1])
+            states = resnet(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
+            encoded = states.tokens.reshape(batch_size, count, *states.tokens.shape[1:])
             start = 0
             for name, content in pixels.items():
                 # A bias of the ResNet must not speak for a picture that is not there.

@@ -1,0 +1,40 @@
+"""From a config.json to an encoder: which class builds a ``model_type``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tmrjax.encoders.base import PictureConfig
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+
+PICTURE_CONFIGS = {"resnet": ResNetConfig}
+PICTURE_ENCODERS = {ResNetConfig: ResNetEncoder}
+
+
+def picture_config(mapping: Mapping[str, Any]) -> PictureConfig:
+    """The config of a picture encoder out of a config.json (timm's, which has an ``architecture``, for ResNets).
+
+    Raises ValueError, with the names of those that are built, for another ``model_type``.
+    """
+    kind = mapping.get("model_type", "resnet" if "architecture" in mapping else None)
+    if kind not in PICTURE_CONFIGS:
+        supported = ", ".join(PICTURE_CONFIGS)
+        raise ValueError(
+            f"config.json: model_type {kind!r} is no picture encoder built here; supported are {supported}"
+        )
+    return PICTURE_CONFIGS[kind].from_dict(mapping)
+
+
+def picture_encoder(
+    config: PictureConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    batch_norm: str = "frozen",
+    remat: bool = False,
+    name: str | None = None,
+) -> nn.Module:
+    """The module of a config. ``batch_norm`` is a ResNet's; the others have no batch statistics."""
+    settings = {"batch_norm": batch_norm} if isinstance(config, ResNetConfig) else {}
+    return PICTURE_ENCODERS[type(config)](config, dtype=dtype, remat=remat, name=name, **settings)
