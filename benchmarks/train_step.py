@@ -105,7 +105,7 @@ def jax_program(pixels: bool):
         @jax.jit
         def pictures(params, statistics):
             return jax.grad(
-                lambda p: resnet.apply({"params": p, "batch_stats": statistics}, stacked, train=True)[0].sum()
+                lambda p: resnet.apply({"params": p, "batch_stats": statistics}, stacked, train=True).tokens.sum()
             )(params)
 
         parts["ResNet"] = lambda: jax.block_until_ready(
