@@ -53,7 +53,7 @@ def resolve(name: str | os.PathLike[str], *, revision: str | None = None, files:
     Args:
         name: a folder, or a model of the hub, "owner/name" (or "name", of the hub's oldest models).
         revision: a commit, branch or tag of the hub's repository; its main branch without one.
-        files: patterns of the files to fetch; only those of the repository's top level are.
+        files: patterns of the files to fetch. None of ours matches what lies in a folder of the repository (onnx/ ...).
 
     Raises:
         FileNotFoundError: neither a folder nor a model of the hub; a model or revision that the hub does not have; a
@@ -99,8 +99,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Folder:
 
     asked = f"{name} (revision {revision})" if revision else name
     try:
-        # Models for other programs (onnx/, openvino/, unet/) lie in folders of their own.
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(files), ignore_patterns="*/*"))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except errors.GatedRepoError as error:
         raise PermissionError(
             f"{asked}: access is granted on request. Ask for it on the model's page of the hub, then log in with "
