@@ -2,13 +2,12 @@
 
 import functools
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusion_parts import FAST, PROMPTS, STEPS, Folders, pixels, torch_pictures
+from diffusion_parts import FAST, PROMPTS, STEPS, Folders, diffusers, pixels, torch_pictures
 from PIL import Image
 
 from data_prep.diffusion.folder import SCHEDULERS, open_folder

@@ -102,15 +102,21 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self, body=True):
         parts = self.path.split("?")[0].strip("/").split("/")
-        owner_at = 2 if parts[:2] == ["api", "models"] else 0
-        status, code = REFUSED.get(parts[owner_at + 1], (200, None))
+        api = parts[:2] == ["api", "models"]
+        owner, repository, *rest = parts[2:] if api else parts
+        status, code = REFUSED.get(repository, (200, None)) if owner == "owner" else (404, "RepoNotFound")
         if code:
             return self.answer(status, b'{"error": "no"}', {"X-Error-Code": code}, body)
-        if owner_at:
+        if api:  # what a model is (huggingface_hub below 1), or all of its files (above)
             files = [{"rfilename": name} for name in OFFERED]
-            listing = {"id": "owner/name", "modelId": "owner/name", "sha": FIRST, "siblings": files, "tags": []}
-            return self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
-        content = OFFERED["/".join(parts[4:])]
+            found = {"id": "owner/name", "modelId": "owner/name", "sha": FIRST, "siblings": files, "tags": []}
+            if rest[0] == "tree":
+                found = [
+                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in OFFERED.items()
+                ]
+            return self.answer(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
+        content = OFFERED["/".join(rest[2:])]
         etag = hashlib.sha1(content).hexdigest()
         return self.answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": FIRST}, body)
 
