@@ -33,6 +33,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_prep.convert_weights import load_pickled
 from data_prep.importing.release_files import read_relations
 from tmrjax import convert
 from tmrjax.convert import mde_from_release, ner_from_release, re_from_release
@@ -73,15 +74,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix == ".safetensors" or path.is_dir():
         return convert.read_state_dict(path)
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f"{path}: reading a .pth needs torch: pip install 'tmrjax[release]'") from error
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ValueError(f"{path}: expected a state dict (name → tensor), found {type(loaded).__name__}")
+    loaded = load_pickled(path)
     return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in loaded.items()}
 
 

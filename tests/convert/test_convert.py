@@ -265,13 +265,13 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path, bert_state
 
 
 def test_a_folder_without_weights_says_what_is_there_and_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the folder holds nothing"):
+    with pytest.raises(FileNotFoundError, match=r"the folder holds nothing\. .*convert_weights\.py OWNER/NAME --out"):
         convert.read_state_dict(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError) as error:
         convert.read_state_dict(tmp_path)
-    for part in (str(tmp_path), "config.json, pytorch_model.bin", "save_pretrained"):
+    for part in (str(tmp_path), "config.json, pytorch_model.bin", "data_prep/convert_weights.py FOLDER"):
         assert part in str(error.value)
     with pytest.raises(FileNotFoundError, match="no such folder or file"):
         convert.read_state_dict(tmp_path / "elsewhere")
