@@ -4,8 +4,13 @@ A tag sequence y of a sentence with emissions e has the score
 
     s(y) = start[y_1] + Σ_t e_t[y_t] + Σ_{t>1} transitions[y_{t-1}, y_t] + end[y_n],       p(y) = exp(s(y) − log Z),
 
-and the training loss of Eq. 9 is −log p(gold tags). Everything here is a pure function of arrays: it can be jitted,
+and the training loss of Eq. 9 is −log p(gold tags). Every function is a pure function of arrays: it can be jitted,
 vmapped, differentiated (once, in reverse mode) and sharded over the batch.
+
+Each function below is written as its textbook recursion in log space, a `lax.scan` over a small `step`. A call runs the
+function that its decorator names (:mod:`tmrjax.crf_fast`), which computes the same many times faster and with less
+rounding; `log_normalizer.reference(...)` runs the recursion as it stands here. Tests hold both to every enumerated path
+and to each other.
 
 Common contract:
     * `emissions` [B,T,K] in nats, `mask` [B,T] True where valid, `params` a `CRFParams`. Sums are float32 (float64 if
@@ -16,22 +21,16 @@ Common contract:
     * −inf (or −1e4) in emissions or parameters forbids. Where every path is forbidden, log Z is −inf and the marginals
       are 0. NaN or +inf at a valid position makes that row NaN.
     * A tag outside 0..K−1 at a valid position makes that row NaN (under jit no error can be raised).
-
-How it is computed. One scan runs over time on arrays laid out [T,K,B], so that the inner loops run over the batch. The
-forward recursion keeps log-probabilities relative to the best state; only the sum over the previous tag leaves log
-space, as a matrix product with exp(transitions). That loses something only where *every* way into a state lies some
-60 nats below the best conceivable one; the scan keeps the smallest such sum, and where it falls below `_log_floor` the
-recursion is done over with an ordinary log-sum-exp. Both are exact to float error. The gradient is not autodiff through
-the scan but backward smoothing: p(y_{t-1} | y_t, e), applied from the last position to the first, gives the marginals.
+    * Shapes that don't belong together raise ValueError, naming both; so do tags that aren't integers.
 """
 
-import math
-from functools import reduce
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from tmrjax import crf_fast
+from tmrjax.crf_fast import computed_by, finite
 
 
 class CRFParams(NamedTuple):
@@ -45,22 +44,52 @@ class CRFParams(NamedTuple):
     """[K]: score of a sentence ending with each tag."""
 
 
+@computed_by(crf_fast.sequence_score)
+def sequence_score(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
+    """s(y), the unnormalised log score of one tag sequence per sentence.
+
+    Args:
+        emissions: [B,T,K]. tags: integer [B,T], 0..K−1 where valid. mask: [B,T].
+
+    Returns:
+        [B].
+    """
+    transitions, start, end = params
+    num_tags = len(transitions)
+    known = (tags >= 0) & (tags < num_tags)
+
+    def step(state, position):
+        score, previous, begun = state
+        emission, valid, tag = position
+        emitted = jnp.take_along_axis(emission, tag[:, None], axis=1)[:, 0]
+        arriving = jnp.where(begun, transitions[previous, tag], start[tag])
+        score = jnp.where(valid, score + arriving + emitted, score)
+        return (score, jnp.where(valid, tag, previous), begun | valid), None
+
+    tags = jnp.where(known, tags, 0)
+    nothing = jnp.zeros_like(emissions[:, 0, 0]), jnp.zeros_like(tags[:, 0]), jnp.zeros_like(mask[:, 0])
+    (score, last, begun), _ = lax.scan(step, nothing, (*_time_first(emissions, mask), tags.T))
+    score = jnp.where(begun, score + end[last], 0.0)
+    return jnp.where((mask & ~known).any(1), jnp.nan, score)
+
+
+@computed_by(crf_fast.log_normalizer)
 def log_normalizer(emissions: Array, mask: Array, params: CRFParams) -> Array:
     """log Z = log Σ_y exp s(y), by the forward algorithm.
+
+        log Z = log Σ_k exp(α_n[k] + end[k]),       α as in `_forward`.
 
     Args:
         emissions: [B,T,K]. mask: [B,T].
 
     Returns:
         [B]. Its gradient is the marginals.
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both.
     """
-    emissions, mask, params = _checked(emissions, mask, params)
-    return _log_normalizer(emissions, mask, params)
+    alpha = _forward(emissions, mask, params)
+    return jnp.where(mask.any(1), _log_sum_exp(alpha[:, -1] + params[2], axis=1), 0.0)
 
 
+@computed_by(crf_fast.constrained_log_normalizer)
 def constrained_log_normalizer(emissions: Array, mask: Array, allowed: Array, params: CRFParams) -> Array:
     """log Σ exp s(y) over the sequences y that use only allowed tags; −inf where there is none.
 
@@ -73,79 +102,53 @@ def constrained_log_normalizer(emissions: Array, mask: Array, allowed: Array, pa
 
     Returns:
         [B].
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both.
     """
-    emissions, mask, params = _checked(emissions, mask, params)
-    if jnp.shape(allowed) != emissions.shape:
-        raise ValueError(f"allowed has shape {jnp.shape(allowed)}, expected that of emissions, {emissions.shape}")
-    return _log_normalizer(jnp.where(jnp.asarray(allowed, bool), emissions, -jnp.inf), mask, params)
+    return log_normalizer.reference(jnp.where(allowed, emissions, -jnp.inf), mask, params)
 
 
-def sequence_score(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
-    """s(y), the unnormalised log score of one tag sequence per sentence.
-
-    Args:
-        emissions: [B,T,K]. tags: integer [B,T], 0..K−1 where valid. mask: [B,T].
-
-    Returns:
-        [B].
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both; tags that aren't integers.
-    """
-    emissions, mask, params = _checked(emissions, mask, params)
-    path = _follow(_checked_tags(tags, emissions.shape), mask, len(params.transitions))
-    emitted = jnp.take_along_axis(emissions, path.tags.T[..., None], axis=2)[..., 0].T
-    begins = jnp.arange(mask.shape[1])[:, None] == jnp.argmax(mask, axis=1)
-    step = jnp.where(begins, params.start_transitions[path.first], params.transitions[path.previous, path.tags])
-    score = _pairwise_sum(jnp.where(mask.T, emitted + step, 0.0)) + params.end_transitions[path.last]
-    return jnp.where(mask.any(1), score, 0.0) + path.fault
-
-
+@computed_by(crf_fast.log_likelihood)
 def log_likelihood(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
     """log p(y) = s(y) − log Z of one tag sequence per sentence, never positive; the loss of Eq. 9 is its negated mean.
 
-    More accurate than `sequence_score − log_normalizer`, whose difference cancels in long sentences: here score and
-    normaliser are subtracted position by position.
+    The fast path subtracts position by position and is more accurate: here the difference of two large sums cancels in
+    long sentences.
 
     Args:
         emissions: [B,T,K]. tags: integer [B,T], 0..K−1 where valid. mask: [B,T].
 
     Returns:
         [B]; −inf where the sequence is forbidden.
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both; tags that aren't integers.
     """
-    emissions, mask, params = _checked(emissions, mask, params)
-    return _log_likelihood(emissions, _checked_tags(tags, emissions.shape), mask, params)
+    log_z = log_normalizer.reference(emissions, mask, params)
+    difference = sequence_score.reference(emissions, tags, mask, params) - finite(log_z)
+    return difference - lax.stop_gradient(jnp.maximum(difference, 0.0))  # rounding may lift a probability above 1
 
 
+@computed_by(crf_fast.marginals)
 def marginals(emissions: Array, mask: Array, params: CRFParams) -> Array:
-    """p(y_t = k), by forward filtering and backward smoothing.
+    """p(y_t = k), by the forward-backward algorithm (Rabiner, Proceedings of the IEEE, 1989).
+
+        p(y_t = k) = exp(α_t[k] + β_t[k] − log Z),       α as in `_forward`, β as in `_backward`.
 
     Args:
         emissions: [B,T,K]. mask: [B,T].
 
     Returns:
         [B,T,K], summing to 1 over K where the mask is True, 0 elsewhere and where every path is forbidden.
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both.
     """
-    emissions, mask, params = _checked(emissions, mask, params)
-    _, filtered = _filter_forward(emissions, mask, params)
-    expected = _smooth_backward(filtered, jnp.ones_like(filtered.tail))
-    return jnp.transpose(expected.positions, (2, 0, 1))
+    log_z = finite(log_normalizer.reference(emissions, mask, params))
+    log_p = _forward(emissions, mask, params) + _backward(emissions, mask, params) - log_z[:, None, None]
+    return jnp.where(mask[..., None], jnp.exp(log_p), 0.0)
 
 
+@computed_by(crf_fast.viterbi_decode)
 def viterbi_decode(emissions: Array, mask: Array, params: CRFParams) -> tuple[Array, Array]:
-    """The best tag sequence argmax_y s(y) and its score.
+    """The best tag sequence argmax_y s(y) and its score, by the Viterbi algorithm (Forney, Proc. IEEE, 1973).
 
-    Equal scores go to the lowest tag, decided from the last position to the first: the lowest last tag among the best,
-    then its lowest best predecessor, and so on (as pytorch-crf).
+        δ_1[j] = start[j] + e_1[j],       δ_t[j] = max_i (δ_{t-1}[i] + transitions[i, j]) + e_t[j],
+
+    and the tags are read off the maximising i from the last position to the first. Equal scores go to the lowest tag:
+    the lowest last tag among the best, then its lowest best predecessor, and so on (as pytorch-crf).
 
     Args:
         emissions: [B,T,K]. mask: [B,T].
@@ -153,293 +156,75 @@ def viterbi_decode(emissions: Array, mask: Array, params: CRFParams) -> tuple[Ar
     Returns:
         tags int32 [B,T], 0 where the mask is False, and `sequence_score` of these tags, [B] (−inf where every path is
         forbidden; the tags mean nothing then). The score can be differentiated.
-
-    Raises:
-        ValueError: shapes that don't belong together, naming both.
     """
-    emissions, mask, params = _checked(emissions, mask, params)
-    num_tags = emissions.shape[2]
-    transitions, start, ending = lax.stop_gradient(params)
-    chain = _lay_out(lax.stop_gradient(emissions), mask, start, 0.0)
+    transitions, start, end = params
+    same = jnp.arange(len(transitions))
 
-    def advance(best, step):
-        local, linked, valid = step
-        ways = (best[i] + transitions[i, :, None] for i in range(num_tags))  # XLA vectorises these, not a reduction
-        arriving = reduce(jnp.maximum, ways)
-        score = jnp.where(linked, arriving, 0.0) + local
-        score = jnp.where(valid, score - _finite(jnp.max(score, 0)), best)
-        return score, score
+    def step(state, position):
+        delta, begun = state
+        emission, valid = position
+        ways = delta[:, :, None] + transitions
+        arriving = jnp.where(begun[:, None], ways.max(axis=1), start)
+        pointers = jnp.where((begun & valid)[:, None], ways.argmax(axis=1), same)
+        return (jnp.where(valid[:, None], arriving + emission, delta), begun | valid), pointers
 
-    def trace_back(onward, step):
-        best, valid = step
-        tag = jnp.argmax(best + onward, axis=0)
-        return jnp.where(valid, transitions.T[tag].T, onward), tag
+    def trace_back(tag, pointers):
+        return jnp.take_along_axis(pointers, tag[:, None], axis=1)[:, 0], tag
 
-    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3])
-    onward = jnp.zeros_like(chain.local[0]) + ending[:, None]
-    _, tags = lax.scan(trace_back, onward, (best, chain.valid), reverse=True)
+    nothing = jnp.zeros_like(emissions[:, 0]), jnp.zeros_like(mask[:, 0])
+    (delta, _), pointers = lax.scan(step, nothing, _time_first(emissions, mask))
+    _, tags = lax.scan(trace_back, (delta + end).argmax(axis=1), pointers, reverse=True)
     tags = jnp.where(mask, tags.T, 0).astype(jnp.int32)
-    return tags, sequence_score(emissions, tags, mask, params)
+    return tags, sequence_score.reference(emissions, tags, mask, params)
 
 
-class _Chain(NamedTuple):
-    """The inputs of the recursions, time first and batch last."""
+def _forward(emissions: Array, mask: Array, params: CRFParams) -> Array:
+    """α [B,T,K]: the log of the summed exp-scores of all beginnings of the sentence that end in tag j at position t.
 
-    local: Array  # [T,K,B]: emissions relative to the position's best; plus start_transitions where the sentence begins
-    linked: Array  # [T,B]: valid, and with a valid position before it
-    valid: Array  # [T,B]
-    peak: Array  # [T,B]: what was subtracted from the emissions; 0 where not valid
+        α_1[j] = start[j] + e_1[j],       α_t[j] = log Σ_i exp(α_{t-1}[i] + transitions[i, j]) + e_t[j].
 
+    A position that is not valid hands on α as it is.
+    """
+    transitions, start, _ = params
 
-class _Path(NamedTuple):
-    """One tag sequence per sentence, time first."""
+    def step(state, position):
+        alpha, begun = state
+        emission, valid = position
+        arriving = _log_sum_exp(alpha[:, :, None] + transitions, axis=1)
+        arriving = jnp.where(begun[:, None], arriving, start)
+        alpha = jnp.where(valid[:, None], arriving + emission, alpha)
+        return (alpha, begun | valid), alpha
 
-    tags: Array  # [T,B], brought into range
-    previous: Array  # [T,B]: tag of the valid position before
-    first: Array  # [B]
-    last: Array  # [B]
-    fault: Array  # [B]: 0, or NaN where a tag at a valid position is out of range
+    nothing = jnp.zeros_like(emissions[:, 0]), jnp.zeros_like(mask[:, 0])
+    _, alpha = lax.scan(step, nothing, _time_first(emissions, mask))
+    return jnp.swapaxes(alpha, 0, 1)
 
 
-class _Filtered(NamedTuple):
-    """What the forward recursion leaves for the backward one."""
+def _backward(emissions: Array, mask: Array, params: CRFParams) -> Array:
+    """β [B,T,K]: the log of the summed exp-scores of all continuations of the sentence after tag i at position t.
 
-    linked: Array  # [T,B], as in _Chain
-    valid: Array  # [T,B]
-    relative: Array  # [K,K]: transitions[i,j] − max_i transitions[i,j]
-    before: Array  # [T,K,B]: log p(tag of the valid position before t | emissions up to it) + constant, maximum 0
-    arriving: Array  # [T,K,B]: log Σ_i exp(before[i] + relative[i,j])
-    shift: Array  # [T,B]: log Z = Σ_t (peak_t + shift_t) + tail; −inf from where every path is forbidden
-    ending: Array  # [K,B]: log p(last tag | emissions)
-    tail: Array  # [B]
-    lossless: Array  # []: True where the matrix products lost nothing
+    β_n[i] = end[i],       β_t[i] = log Σ_j exp(transitions[i, j] + e_{t+1}[j] + β_{t+1}[j]).
+    """
+    transitions, _, end = params
 
+    def step(beta, position):
+        emission, valid = position
+        onward = _log_sum_exp(transitions + (emission + beta)[:, None, :], axis=2)
+        return jnp.where(valid[:, None], onward, beta), beta
 
-class _Expected(NamedTuple):
-    """Expected counts under p(y), each sentence with its weight."""
+    last = jnp.zeros_like(emissions[:, 0]) + end
+    _, beta = lax.scan(step, last, _time_first(emissions, mask), reverse=True)
+    return jnp.swapaxes(beta, 0, 1)
 
-    positions: Array  # [T,K,B]
-    transitions: Array  # [K,K]
-    first: Array  # [K,B]
-    last: Array  # [K,B]
 
+def _time_first(emissions: Array, mask: Array) -> tuple[Array, Array]:
+    """Emissions [T,B,K], 0 where the mask is False, and the mask [T,B], as a scan over time reads them."""
+    return jnp.swapaxes(jnp.where(mask[..., None], emissions, 0.0), 0, 1), mask.T
 
-def _checked(emissions: Array, mask: Array, params: CRFParams) -> tuple[Array, Array, CRFParams]:
-    """The arguments in their computing types, once their shapes fit."""
-    shape = jnp.shape(emissions)
-    if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
-        raise ValueError(f"emissions must be [batch, time, tags] with at least one position and tag, got shape {shape}")
-    if jnp.shape(mask) != shape[:2]:
-        raise ValueError(f"mask has shape {jnp.shape(mask)}, expected {shape[:2]} for emissions of shape {shape}")
-    expected = CRFParams(shape[2:] * 2, shape[2:], shape[2:])
-    for name, value, want in zip(CRFParams._fields, params, expected, strict=True):
-        if jnp.shape(value) != want:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}, expected {want} for emissions of shape {shape}")
-    dtype = jnp.result_type(jnp.float32, emissions, *params)
-    return jnp.asarray(emissions, dtype), jnp.asarray(mask, bool), CRFParams(*(jnp.asarray(p, dtype) for p in params))
 
-
-def _checked_tags(tags: Array, shape: tuple[int, ...]) -> Array:
-    if jnp.shape(tags) != shape[:2]:
-        raise ValueError(f"tags has shape {jnp.shape(tags)}, expected {shape[:2]} for emissions of shape {shape}")
-    dtype = jnp.result_type(tags)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"tags must be integers, got {dtype}")
-    return jnp.asarray(tags, jnp.promote_types(dtype, jnp.int32))
-
-
-def _finite(values: Array) -> Array:
-    """0 in place of −inf, so that what is forbidden can be shifted without −inf − (−inf)."""
-    return jnp.where(values == -jnp.inf, 0.0, values)
-
-
-def _lay_out(emissions: Array, mask: Array, start: Array, column_peak: Array | float) -> _Chain:
-    begins = jnp.arange(mask.shape[1]) == jnp.argmax(mask, axis=1)[:, None]
-    clean = jnp.where(mask[..., None], emissions, 0.0)
-    peak = _finite(jnp.max(clean, axis=2))
-    local = clean - peak[..., None] + jnp.where(begins[..., None], start, column_peak)
-    return _Chain(jnp.transpose(local, (1, 2, 0)), (mask & ~begins).T, mask.T, peak.T)
-
-
-def _follow(tags: Array, mask: Array, num_tags: int) -> _Path:
-    in_range = (tags >= 0) & (tags < num_tags)
-    fault = jnp.where((mask & ~in_range).any(1), jnp.nan, 0.0)
-    tags = jnp.where(in_range, tags, 0).astype(jnp.int32).T
-    valid = mask.T
-
-    def across_holes():
-        def latest(tag, step):
-            tag = jnp.where(step[1], step[0], tag)
-            return tag, tag
-
-        return lax.scan(latest, tags[0], (tags, valid))[1]
-
-    latest = lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: tags, across_holes)
-    first = jnp.argmax(valid, axis=0)[None]
-    last = len(tags) - 1 - jnp.argmax(valid[::-1], axis=0)[None]
-    return _Path(
-        tags=tags,
-        previous=jnp.concatenate([tags[:1], latest[:-1]]),
-        first=jnp.take_along_axis(tags, first, axis=0)[0],
-        last=jnp.take_along_axis(tags, last, axis=0)[0],
-        fault=fault,
-    )
-
-
-def _pairwise_sum(values: Array) -> Array:
-    """Sum over the first axis in a tree: rounding grows with log T instead of T."""
-    size = 1 << (len(values) - 1).bit_length()
-    values = jnp.pad(values, ((0, size - len(values)), (0, 0)))
-    while len(values) > 1:
-        values = values[: len(values) // 2] + values[len(values) // 2 :]
-    return values[0]
-
-
-def _filter_forward(emissions: Array, mask: Array, params: CRFParams) -> tuple[_Chain, _Filtered]:
-    column_peak = jnp.max(params.transitions, axis=0)
-    relative = params.transitions - _finite(column_peak)
-    weights = jnp.exp(relative).T
-    chain = _lay_out(emissions, mask, params.start_transitions, column_peak)
-
-    def recursion(arrive):
-        def advance(state, step):
-            before, lowest = state
-            local, linked, valid = step
-            arriving = arrive(before)
-            after = jnp.where(linked, arriving, 0.0) + local
-            peak = jnp.max(after, axis=0)
-            after = jnp.where(valid, after - _finite(peak), before)
-            lowest = jnp.minimum(lowest, jnp.where(linked & (local > -jnp.inf), lax.stop_gradient(arriving), 0.0))
-            return (after, lowest), (before, arriving, jnp.where(valid, peak, 0.0))
-
-        nothing = jnp.zeros_like(chain.local[0])
-        return lax.scan(advance, (nothing, nothing), chain[:3])
-
-    def in_exponential_space(before):
-        return jnp.log(jnp.matmul(weights, jnp.exp(before), precision=lax.Precision.HIGHEST))
-
-    def in_log_space(before):
-        arriving = before[:, None, :] + relative[:, :, None]
-        peak = _finite(jnp.max(arriving, axis=0))
-        return peak + jnp.log(jnp.sum(jnp.exp(arriving - peak), axis=0))
-
-    fast = recursion(in_exponential_space)
-    lossless = jnp.all(~(fast[0][1] < _log_floor(relative)))
-    (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space))
-
-    ending = after + params.end_transitions[:, None]
-    peak = jnp.max(ending, axis=0)
-    tail = peak + jnp.log(jnp.sum(jnp.exp(ending - _finite(peak)), axis=0))
-    ending -= _finite(tail)
-    return chain, _Filtered(chain.linked, chain.valid, relative, before, arriving, shift, ending, tail, lossless)
-
-
-def _smooth_backward(filtered: _Filtered, weight: Array) -> _Expected:
-    relative, linked = filtered.relative, filtered.linked
-    weight = jnp.where(filtered.valid.any(0), weight, 0.0)
-
-    def normalized(probability):
-        # Sums to 1 but for rounding, which would add up over thousands of positions. 0 where every path is forbidden.
-        total = jnp.sum(probability, axis=0)
-        return probability / jnp.where(total == 0.0, 1.0, total)
-
-    def in_exponential_space():
-        weights = jnp.exp(relative)
-        passed = jnp.exp(filtered.before)
-        inverse = jnp.where(filtered.arriving < _log_floor(relative), 0.0, jnp.exp(-filtered.arriving))
-
-        def retreat(smoothed, step):
-            passed, inverse, linked = step
-            ratio = jnp.where(linked, smoothed * inverse, 0.0)
-            back = normalized(passed * jnp.matmul(weights, ratio, precision=lax.Precision.HIGHEST))
-            return jnp.where(linked, back, smoothed), (smoothed * weight, ratio * weight)
-
-        steps = passed, inverse, linked
-        first, (positions, ratio) = lax.scan(retreat, jnp.exp(filtered.ending), steps, reverse=True)
-        return positions, weights * _count_pairs(passed, ratio), first
-
-    def in_log_space():
-        def retreat(state, step):
-            smoothed, pairs = state
-            before, arriving, linked = step
-            onward = jnp.where(linked, smoothed, 0.0)
-            joint = jnp.exp(before[:, None, :] + relative[:, :, None] - _finite(arriving)) * onward
-            back = jnp.where(linked, normalized(joint.sum(1)), smoothed)
-            return (back, pairs + joint), smoothed * weight
-
-        none = jnp.zeros_like(filtered.ending, shape=(len(relative), *filtered.ending.shape))
-        steps = filtered.before, filtered.arriving, linked
-        (first, pairs), positions = lax.scan(retreat, (jnp.exp(filtered.ending), none), steps, reverse=True)
-        return positions, (pairs * weight).sum(2), first
-
-    positions, transitions, first = lax.cond(filtered.lossless, in_exponential_space, in_log_space)
-    positions = jnp.where(filtered.valid[:, None, :], positions, 0.0)
-    return _Expected(positions, transitions, first * weight, jnp.exp(filtered.ending) * weight)
-
-
-def _count_pairs(before: Array, now: Array) -> Array:
-    # One product per position: contracted over both axes at once, XLA first copies both arrays into another order.
-    return jnp.einsum("tib,tjb->tij", before, now, precision=lax.Precision.HIGHEST).sum(0)
-
-
-def _log_floor(relative: Array) -> float:
-    """log of K·1e9 smallest normal numbers: what underflows in a sum above this is less than 1e-9 of it."""
-    return math.log(len(relative) * 1e9 * float(jnp.finfo(relative.dtype).tiny))
-
-
-@jax.custom_vjp
-def _log_normalizer(emissions: Array, mask: Array, params: CRFParams) -> Array:
-    return _log_normalizer_forward(emissions, mask, params)[0]
-
-
-def _log_normalizer_forward(emissions, mask, params):
-    chain, filtered = _filter_forward(emissions, mask, params)
-    total = _pairwise_sum(chain.peak + filtered.shift) + filtered.tail
-    return jnp.where(mask.any(1), total, 0.0), filtered
-
-
-def _log_normalizer_backward(filtered, cotangent):
-    expected = _smooth_backward(filtered, cotangent)
-    gradient = CRFParams(expected.transitions, expected.first.sum(1), expected.last.sum(1))
-    return jnp.transpose(expected.positions, (2, 0, 1)), None, gradient
-
-
-_log_normalizer.defvjp(_log_normalizer_forward, _log_normalizer_backward)
-
-
-@jax.custom_vjp
-def _log_likelihood(emissions: Array, tags: Array, mask: Array, params: CRFParams) -> Array:
-    return _log_likelihood_forward(emissions, tags, mask, params)[0]
-
-
-def _log_likelihood_forward(emissions, tags, mask, params):
-    num_tags = len(params.transitions)
-    chain, filtered = _filter_forward(emissions, mask, params)
-    path = _follow(tags, mask, num_tags)
-    gold = path.tags[:, None, :] == jnp.arange(num_tags)[:, None]
-    step = jnp.sum(jnp.where(gold, chain.local, 0.0), axis=1)
-    step += jnp.where(chain.linked, filtered.relative[path.previous, path.tags], 0.0)
-    step = jnp.where(chain.valid, step, 0.0)
-    total = _pairwise_sum(step - _finite(filtered.shift)) + params.end_transitions[path.last] - _finite(filtered.tail)
-    total = jnp.minimum(total, 0.0)  # rounding may lift a probability of 1 by an ulp
-    return jnp.where(mask.any(1), total, 0.0) + path.fault, (filtered, path)
-
-
-def _log_likelihood_backward(residuals, cotangent):
-    filtered, path = residuals
-    expected = _smooth_backward(filtered, cotangent)
-    names = jnp.arange(len(filtered.relative))[:, None]
-    weight = jnp.where(filtered.valid.any(0), cotangent, 0.0)
-    gold = jnp.where((path.tags[:, None, :] == names) & filtered.valid[:, None, :], weight, 0.0)
-    before = jnp.where((path.previous[:, None, :] == names) & filtered.linked[:, None, :], 1.0, 0.0)
-    begins = jnp.where(path.first == names, weight, 0.0)
-    ends = jnp.where(path.last == names, weight, 0.0)
-    gradient = CRFParams(
-        _count_pairs(before, gold) - expected.transitions,
-        (begins - expected.first).sum(1),
-        (ends - expected.last).sum(1),
-    )
-    return jnp.transpose(gold - expected.positions, (2, 0, 1)), None, None, gradient
-
-
-_log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
+def _log_sum_exp(scores: Array, axis: int) -> Array:
+    """log Σ exp; −inf with gradient 0 where all are −inf, NaN where one is +inf."""
+    peak = lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
+    total = jnp.sum(jnp.exp(scores - finite(peak)), axis)
+    possible = total != 0.0
+    return jnp.squeeze(finite(peak), axis) + jnp.where(possible, jnp.log(jnp.where(possible, total, 1.0)), -jnp.inf)

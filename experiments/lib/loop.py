@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from experiments.lib.tensorboard import SummaryWriter
 from tmrjax.files import write_atomic
 from tmrjax.inputs.batching import PlannedBatches
 from tmrjax.training.checkpoints import BEST, NEWEST, CheckpointError, CheckpointStore, load_best

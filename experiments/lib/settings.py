@@ -52,6 +52,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": _above(0),
     "lr_encoder": _at_least(0),
     "lr_fusion": _above(0),
+    "lr_crf": _at_least(0),
     "weight_decay": _at_least(0),
     "warmup": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
     "clip": _above(0),

@@ -15,6 +15,10 @@ from data_prep.stages.frame import Selection
 from tmrjax.files import DataError
 from tmrjax.records import Grounding, Record, write_dataset
 
+pytestmark = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) > 4, reason="the extra grounding needs transformers below 5"
+)
+
 QUIET = Selection(progress=False)
 PHRASES = ["a dog", "Kevin Love vs. dogs", "love"]
 

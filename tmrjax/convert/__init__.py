@@ -13,6 +13,8 @@ from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, w
 from tmrjax.convert.text import bert_params, bert_shapes, text_params, text_shapes
 from tmrjax.convert.vilt import mde_from_release, vilt_params, vilt_shapes, vilt_table
 
+picture_variables = resnet_params
+
 __all__ = [
     "CONVOLUTION",
     "INDEX",

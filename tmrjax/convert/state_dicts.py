@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if (path / WEIGHTS).is_file():
         return _read_safetensors(path / WEIGHTS)
     if (path / INDEX).is_file():
-        return _read_shards(path / INDEX)
+        return read_shards(path / INDEX)
     present = sorted(entry.name for entry in path.iterdir())
     listing = ", ".join(present) if present else "nothing"
-    advice = f" {_HOW_TO_CONVERT}" if any(name.endswith((".bin", ".pth", ".pt", ".ckpt")) for name in present) else ""
-    raise FileNotFoundError(f"{path}: no weights, neither {WEIGHTS} nor {INDEX}; the folder holds {listing}.{advice}")
+    pickled = any(name.endswith((".bin", ".pth", ".pt", ".ckpt")) for name in present)
+    raise FileNotFoundError(
+        f"{path}: no weights, neither {WEIGHTS} nor {INDEX}; the folder holds {listing}. "
+        + (_HOW_TO_CONVERT if pickled else _NOT_FETCHED)
+    )
 
 
 _HOW_TO_CONVERT = (
-    "Pickled PyTorch weights are not read; write them as safetensors once, where torch and transformers are installed: "
-    "AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER), "
-    'or safetensors.torch.save_file(state_dict, "model.safetensors")'
+    "Pickled PyTorch weights (.bin, .pth) are not read; write them as safetensors once, where torch is installed: "
+    "python data_prep/convert_weights.py FOLDER"
+)
+_NOT_FETCHED = (
+    "Pickled weights of a model of the hub are not fetched; if it has no others: "
+    "python data_prep/convert_weights.py OWNER/NAME --out=FOLDER"
 )
 
 
@@ -85,18 +92,23 @@ def _widen(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if is_narrow else array
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def read_shards(index: Path, read: Callable[[Path], dict[str, Any]] = _read_safetensors) -> dict[str, Any]:
+    """The tensors of all shards that an index names, each shard read by ``read``.
+
+    Raises FileNotFoundError for a shard that is not there; ValueError for an index of another form, for a shard outside
+    of the index's folder, and where the index and a shard disagree about which tensors it holds.
+    """
     content = _read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise ValueError(f'{index}: expected {{"weight_map": {{name: file}}}}')
-    state_dict: dict[str, np.ndarray] = {}
+    state_dict: dict[str, Any] = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
             raise ValueError(f"{index}: shard {shard!r} is not a file name in the same folder")
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent / shard}: no such shard, though {index.name} names it; fetch it")
-        found = _read_safetensors(index.parent / shard)
+        found = read(index.parent / shard)
         wanted = {name for name, place in places.items() if place == shard}
         if wanted != found.keys():
             difference = ", ".join(sorted(wanted ^ found.keys()))

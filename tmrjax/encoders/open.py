@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.encoders.base import TextConfig
+from tmrjax.encoders.base import PictureConfig, TextConfig
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
 from tmrjax.encoders.text.bert import BertConfig, BertEncoder
 from tmrjax.encoders.text.deberta import DebertaConfig, DebertaEncoder
 from tmrjax.encoders.text.distilbert import DistilBertConfig, DistilBertEncoder
@@ -31,6 +32,35 @@ TEXT_ENCODERS = {
     DistilBertConfig: DistilBertEncoder,
     DebertaConfig: DebertaEncoder,
 }
+PICTURE_CONFIGS = {"resnet": ResNetConfig}
+PICTURE_ENCODERS = {ResNetConfig: ResNetEncoder}
+
+
+def picture_config(mapping: Mapping[str, Any]) -> PictureConfig:
+    """The config of a picture encoder out of a config.json (timm's, which has an ``architecture``, for ResNets).
+
+    Raises ValueError, with the names of those that are built, for another ``model_type``.
+    """
+    kind = mapping.get("model_type", "resnet" if "architecture" in mapping else None)
+    if kind not in PICTURE_CONFIGS:
+        supported = ", ".join(PICTURE_CONFIGS)
+        raise ValueError(
+            f"config.json: model_type {kind!r} is no picture encoder built here; supported are {supported}"
+        )
+    return PICTURE_CONFIGS[kind].from_dict(mapping)
+
+
+def picture_encoder(
+    config: PictureConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    batch_norm: str = "frozen",
+    remat: bool = False,
+    name: str | None = None,
+) -> nn.Module:
+    """The module of a config. ``batch_norm`` is a ResNet's; the others have no batch statistics."""
+    settings = {"batch_norm": batch_norm} if isinstance(config, ResNetConfig) else {}
+    return PICTURE_ENCODERS[type(config)](config, dtype=dtype, remat=remat, name=name, **settings)
 
 
 def text_config(mapping: Mapping[str, Any]) -> TextConfig:

@@ -94,7 +94,7 @@ def encode_marked(
             raise ValueError(f"{name} [{start}, {end}) lies outside of {len(tokens)} words")
     before_head, after_head, before_tail, after_tail = marker_ids(tokenizer)
     pieces = pieces_of_words(tokenizer, tokens)
-    first, last = _window([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
+    first, last = window_around([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
     input_ids, positions = [tokenizer.cls_token_id], {}
     for word in range(first, last):
         for (start, _), marker in ((head, before_head), (tail, before_tail)):
@@ -116,7 +116,7 @@ def encode_marked(
     )
 
 
-def _window(lengths: Sequence[int], head: tuple[int, int], tail: tuple[int, int], room: int) -> tuple[int, int]:
+def window_around(lengths: Sequence[int], head: tuple[int, int], tail: tuple[int, int], room: int) -> tuple[int, int]:
     """The half-open range of words that is read, of at most ``room`` pieces."""
     first, last = min(head[0], tail[0]), max(head[1], tail[1])
     room -= sum(lengths[first:last])
