@@ -51,18 +51,22 @@ def _slots(
 
 
 class PixelSource:
-    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say."""
+    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say.
+
+    uint8 for :meth:`tmrjax.pictures.preprocessing.PictureSettings.normalise` on the device, a quarter of what floats
+    take on the way there; float32 where ``settings.as_bytes`` is False.
+    """
 
     def __init__(self, root: Path, prefixes: Sequence[str], settings: PictureSettings):
         self.root, self.prefixes, self.settings = Path(root), tuple(prefixes), settings
 
     def empty(self) -> dict[str, np.ndarray]:
         """The arrays of a record without any picture; a mask hides them."""
-        shape = (self.settings.size, self.settings.size, 3)
+        shape, kind = (self.settings.size, self.settings.size, 3), np.uint8 if self.settings.as_bytes else np.float32
         arrays = {}
         for prefix in self.prefixes:
-            arrays[f"{prefix}image"] = np.zeros(shape, np.float32)
-            arrays[f"{prefix}regions"] = np.zeros((NUM_REGIONS, *shape), np.float32)
+            arrays[f"{prefix}image"] = np.zeros(shape, kind)
+            arrays[f"{prefix}regions"] = np.zeros((NUM_REGIONS, *shape), kind)
         return arrays
 
     def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
@@ -71,26 +75,27 @@ class PixelSource:
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Decode each picture once, whole and in regions."""
-        arrays = self.empty()
-        for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
+        arrays, settings = self.empty(), self.settings
+        for prefix, path, boxes in _slots(record, self.root, self.prefixes, settings):
             picture = self.open(record, prefix, path)
-            arrays[f"{prefix}image"] = self.settings.whole_pixels(picture)
-            for i, box in enumerate(boxes):
-                arrays[f"{prefix}regions"][i] = self.settings.region_pixels(picture, box)
+            whole, regions = settings.whole_pixels(picture), [settings.region_pixels(picture, box) for box in boxes]
+            if not settings.as_bytes:
+                whole = settings.normalise(whole, whole=True)
+                regions = [settings.normalise(region) for region in regions]
+            arrays[f"{prefix}image"] = whole
+            arrays[f"{prefix}regions"][: len(boxes)] = regions if boxes else 0
         return arrays
 
 
 class FeatureSource:
     """Pictures as maps of a frozen ResNet: ``{prefix}image_features`` [P, C], ``{prefix}region_features`` [3, P, C]."""
 
-    settings = PictureSettings()  # the cache is built with our own pixels alone
-
-    def __init__(self, root: Path, prefixes: Sequence[str], cache: FeatureCache):
-        self.root, self.prefixes, self.cache = Path(root), tuple(prefixes), cache
+    def __init__(self, root: Path, prefixes: Sequence[str], settings: PictureSettings, cache: FeatureCache):
+        self.root, self.prefixes, self.settings, self.cache = Path(root), tuple(prefixes), settings, cache
 
     def empty(self) -> dict[str, np.ndarray]:
         """The arrays of a record without any picture; a mask hides them."""
-        shape, arrays = self.cache.feature_shape, {}
+        shape, arrays = self.cache.shapes["tokens"], {}
         for prefix in self.prefixes:
             arrays[f"{prefix}image_features"] = np.zeros(shape, np.float32)
             arrays[f"{prefix}region_features"] = np.zeros((NUM_REGIONS, *shape), np.float32)
@@ -100,18 +105,20 @@ class FeatureSource:
         """Read the maps from the cache."""
         arrays = self.empty()
         for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
-            arrays[f"{prefix}image_features"] = self.cache[PictureRequest(path, None)]
+            arrays[f"{prefix}image_features"] = self.cache[PictureRequest(path, None)]["tokens"]
             for i, box in enumerate(boxes):
-                arrays[f"{prefix}region_features"][i] = self.cache[PictureRequest(path, box)]
+                arrays[f"{prefix}region_features"][i] = self.cache[PictureRequest(path, box)]["tokens"]
         return arrays
 
 
-def picture_requests(records: Sequence[Record], root: Path, prefixes: Sequence[str]) -> list[PictureRequest]:
+def picture_requests(
+    records: Sequence[Record], root: Path, prefixes: Sequence[str], settings: PictureSettings
+) -> list[PictureRequest]:
     """Everything a FeatureSource will ask for."""
     return [
         PictureRequest(path, box)
         for record in records
-        for _, path, boxes in _slots(record, Path(root), prefixes, FeatureSource.settings)
+        for _, path, boxes in _slots(record, Path(root), prefixes, settings)
         for box in (None, *boxes)
     ]
 

@@ -167,7 +167,7 @@ class Reader:
         return PixelSource(root, self.model.prefixes, self.pictures)
 
     def picture_maps(self) -> Callable[[Mapping[str, Any], Any], jax.Array]:
-        """The compiled ResNet: its variables, pixels [N, size, size, 3] -> maps [N, patches, C] in float32.
+        """The compiled ResNet: its variables, uint8 pixels [N, size, size, 3] -> maps [N, patches, C] in float32.
 
         The variables are an argument. Weights that a function closes over would be written into its program.
         """
@@ -175,7 +175,7 @@ class Reader:
 
         @jax.jit
         def encode(variables, pixels):
-            return module.apply(variables, pixels, train=False).tokens.astype(jnp.float32)
+            return module.apply(variables, self.pictures.normalise(pixels), train=False).tokens.astype(jnp.float32)
 
         return encode
 
@@ -192,7 +192,7 @@ class Reader:
         """Pictures below ``root`` as maps of the frozen ResNet, computed once and kept in ``directory``."""
         if not self.model.prefixes:
             return None
-        if not self.pictures.ours:
+        if not self.pictures.as_bytes:
             raise ValueError(
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
                 "data.feature_cache=False"
@@ -201,20 +201,19 @@ class Reader:
         encode = self.picture_maps()
         cache = FeatureCache.build(
             directory,
-            picture_requests(records, root, self.model.prefixes),
-            lambda pixels: np.asarray(encode(resnet, pixels)),
+            picture_requests(records, root, self.model.prefixes, self.pictures),
+            lambda pixels: {"tokens": np.asarray(encode(resnet, pixels))},
             encoder_identity={
                 "weights": tree_hash(resnet),
                 "config": self.model.resnet.to_dict(),
                 "dtype": jnp.dtype(self.model.dtype).name,
             },
-            size=self.pictures.size,
-            resize=self.pictures.resize,
+            settings=self.pictures,
             dtype=dtype,
             progress=progress,
             shard=jax.process_index(),
         )
-        return FeatureSource(root, self.model.prefixes, cache)
+        return FeatureSource(root, self.model.prefixes, self.pictures, cache)
 
     def dummy_batch(self) -> dict[str, np.ndarray]:
         """One row with every key in its right shape, pictures as pixels: to initialise or trace the model with."""

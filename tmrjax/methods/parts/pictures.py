@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.pictures.preprocessing import PictureSettings
 
 Batch = Mapping[str, jax.Array]
 
@@ -23,6 +24,7 @@ class PictureEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     batch_norm: str = "frozen"
     frozen: bool = False
+    settings: PictureSettings = PictureSettings()
 
     @nn.compact
     def __call__(self, batch: Batch, prefixes: tuple[str, ...], *, train: bool) -> dict[str, jax.Array]:
@@ -37,6 +39,7 @@ class PictureEncoder(nn.Module):
             content = batch.get(f"{name}_features", batch.get(picture_key))
             if content is None:
                 raise ValueError(f"the batch has neither {picture_key!r} (pixels) nor '{name}_features' (ResNet maps)")
+            content = self.settings.normalise(content, whole=name.endswith("image"))
             if name.endswith("image"):
                 content = content[:, None]
             content = jnp.where(mask.reshape(mask.shape + (1,) * (content.ndim - 2)), content, 0).astype(self.dtype)
