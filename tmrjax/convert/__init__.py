@@ -6,12 +6,13 @@ Nothing here needs torch.
 """
 
 from tmrjax.convert.encoders import bert_params, bert_shapes, bert_table, resnet_params, resnet_shapes, resnet_table
+from tmrjax.convert.pictures import clip_table, picture_shapes, picture_variables, swin_table, vit_table
 from tmrjax.convert.release import ner_from_release, re_from_release
 from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_dict
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
 from tmrjax.convert.vilt import mde_from_release, vilt_params, vilt_shapes, vilt_table
 
-text_params, picture_variables = bert_params, resnet_params
+text_params = bert_params
 
 __all__ = [
     "CONVOLUTION",
@@ -22,9 +23,12 @@ __all__ = [
     "bert_params",
     "bert_shapes",
     "bert_table",
+    "clip_table",
     "fill",
     "mde_from_release",
     "ner_from_release",
+    "picture_shapes",
+    "picture_variables",
     "re_from_release",
     "read_config",
     "read_state_dict",
@@ -32,8 +36,10 @@ __all__ = [
     "resnet_shapes",
     "resnet_table",
     "shapes_of",
+    "swin_table",
     "vilt_params",
     "vilt_shapes",
     "vilt_table",
+    "vit_table",
     "without_prefix",
 ]
