@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, resnet_table
+from tmrjax.convert.bert import BERT_DROPPED, bert_table
+from tmrjax.convert.resnet import RESNET_DROPPED, resnet_table
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig

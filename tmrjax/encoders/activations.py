@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 
@@ -34,6 +35,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,
         "swish": jax.nn.silu,
+        "tanh": jnp.tanh,
     }
 )
 

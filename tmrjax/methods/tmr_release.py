@@ -32,7 +32,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tmrjax.attention import PRECISION, attention_logits
+from tmrjax.attention import PRECISION, attend
 from tmrjax.encoders.dropout import Dropout
 from tmrjax.heads.crf_head import CRFLayer
 from tmrjax.heads.outputs import Outputs
@@ -65,9 +65,7 @@ class ReleaseFusion(nn.Module):
 
     def _correlation(self, grain, visual, visual_mask, text):
         query, key, value = (getattr(self, f"{role}_{grain}") for role in ("query", "key", "value"))
-        logits = attention_logits("bqd,bsd->bqs", query(visual), key(text))
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        attended = jnp.tanh(jnp.matmul(weights, value(text), precision=PRECISION))
+        attended = jnp.tanh(attend(query(visual), key(text), value(text), precision=PRECISION))
         return jnp.where(visual_mask[..., None], attended, 0).sum(1)
 
     def __call__(self, text, phrases, image, image_mask, regions, region_mask, scores) -> jax.Array:
