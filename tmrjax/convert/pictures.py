@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.convert.encoders import resnet_params, resnet_shapes
+from tmrjax.convert.resnet import resnet_params, resnet_shapes
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, layer_norm, linear, shapes_of, without_prefix
 from tmrjax.encoders.base import PictureConfig
 from tmrjax.encoders.open import picture_encoder
