@@ -51,17 +51,18 @@ def base_config(task: str, name: str, method: str) -> ConfigDict:
                 "windows": True,  # NER reads posts beyond max_pieces in overlapping windows instead of cutting them
                 "window_overlap": 24,  # word pieces that two neighbouring windows share
                 "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS
-                "picture_size": 224,
-                "picture_resize": 256,
+                "picture_size": 0,  # 0: as the encoder's preprocessor_config.json says, 224 and 256 without one
+                "picture_resize": 0,
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures
                 "feature_cache_folder": "",  # empty: features/ inside the data set
                 "feature_cache_dtype": "float32",
                 "num_threads": 2,  # that prepare batches, in training and evaluation
                 "num_workers": 0,  # processes that prepare batches of training, 0: threads of this one
             },
-            # folder: Hugging Face layout; empty: the data set's own. weights: "pretrained" or "random".
-            "text_encoder": {"folder": "", "weights": "pretrained"},
-            "picture_encoder": {"folder": "", "weights": "pretrained"},
+            # folder: in Hugging Face's layout, or a hub's name; empty: the data set's own. revision: of a hub's name.
+            # weights: "pretrained" or "random".
+            "text_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
+            "picture_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
             "model": options_of(find_method(method, task)),
             "batch_size": 16,
             "eval_batch_size": 32,

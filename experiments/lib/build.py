@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from experiments.lib.settings import buckets_of
 from tmrjax import convert
-from tmrjax.encoders.open import picture_config, text_config
+from tmrjax.encoders.folders import Folder, resolve
+from tmrjax.encoders.open import grow_vocabulary, picture_config, text_config
+from tmrjax.files import parse_json
 from tmrjax.inputs.labels import RELEASE_TAGS
 from tmrjax.inputs.settings import TextSettings
 from tmrjax.methods import find_method, name_of
@@ -22,6 +24,7 @@ from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Dataset
 from tmrjax.tasks import SYSTEMS
 from tmrjax.tasks.system import System
+from tmrjax.text.marking import add_markers
 from tmrjax.text.splitting import splitting_of_tokens
 from tmrjax.text.tags import TagSet
 from tmrjax.text.tokenizers import load_tokenizer
@@ -29,16 +32,25 @@ from tmrjax.text.tokenizers import load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Path:
-    """The folder of an encoder: the config's, or the one that came with the data set."""
-    folder = Path(setting.folder) if setting.folder else dataset.root / default
-    if not (folder / "config.json").is_file():
+def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Folder:
+    """The folder of an encoder: the config's folder or hub name, or the folder that came with the data set."""
+    own = dataset.root / default
+    if not setting.folder and not own.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
-            if setting.folder
-            else f"no encoder was given and {folder} does not exist: use --config.{default}.folder=DIR"
+            f"no encoder was given and {own} does not exist: use --config.{default}.folder=DIR, or a name of the "
+            "Hugging Face hub"
+        )
+    folder = resolve(setting.folder or own, revision=setting.revision or None)
+    if not (folder.path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder.path}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
         )
     return folder
+
+
+def _origin(folder: Folder) -> dict[str, Any]:
+    """What a checkpoint keeps of where an encoder came from."""
+    return {"name": folder.name, "revision": folder.revision}
 
 
 def build_system(config: ConfigDict, dataset: Dataset) -> System:
@@ -59,19 +71,24 @@ def build_system(config: ConfigDict, dataset: Dataset) -> System:
         count = len(RELEASE_TAGS if kind.piece_tags else TagSet(labels))
     sizes: dict[str, Any] = {"num_labels": count, "max_pieces": config.data.max_pieces}
     method = _method(kind, config, sizes)
-    tokenizer, encoders = None, {}
+    tokenizer, encoders, pictures = None, {}, PictureSettings()
     if method.inputs[0].specials:
         folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
-        sizes["text"] = text_config(convert.read_config(folder))
-        _check_lengths(config, sizes["text"].max_length, folder)
-        tokenizer = load_tokenizer(folder)
+        text = text_config(convert.read_config(folder.path))
+        _check_lengths(config, text.max_length, folder.path)
+        tokenizer, added = load_tokenizer(folder.path), 0
+        if config.task == "re":
+            tokenizer, added = add_markers(tokenizer)
+        sizes["text"] = dataclasses.replace(text, vocab_size=max(text.vocab_size, len(tokenizer)))
+        encoders["text"] = {**_origin(folder), "added_tokens": added}
     if method.pictures is not None:
         if config.data.feature_cache and not config.model.freeze_pictures:
             raise ValueError(
                 "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
             )
         folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
-        sizes["picture"] = picture_config(convert.read_config(folder))
+        sizes["picture"] = picture_config(convert.read_config(folder.path))
+        pictures, encoders["picture"] = picture_settings(config, folder.path), _origin(folder)
     fitted = tuple(one.fit(dataset.splits["train"]) for one in method.inputs)
     for one in fitted:
         sizes |= one.sizes()
@@ -89,7 +106,7 @@ def build_system(config: ConfigDict, dataset: Dataset) -> System:
             window_overlap=config.data.window_overlap,
             word_splitting=word_splitting(config, dataset),
         ),
-        pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
+        pictures=pictures,
         buckets=(config.data.max_pieces,) if pieces else buckets_of(config.data),
         fitted=fitted,
         encoders=encoders,
@@ -121,6 +138,16 @@ def _check_lengths(config: ConfigDict, longest: int, folder: Path) -> None:
             )
 
 
+def picture_settings(config: ConfigDict, folder: Path) -> PictureSettings:
+    """The preprocessing that the encoder's preprocessor_config.json describes, with the sizes of the config if any."""
+    file = folder / "preprocessor_config.json"
+    described = parse_json(file.read_bytes(), str(file)) if file.is_file() else None
+    sizes = {"size": config.data.picture_size, "resize": config.data.picture_resize}
+    return dataclasses.replace(
+        PictureSettings.from_processor(described), **{name: size for name, size in sizes.items() if size}
+    )
+
+
 def word_splitting(config: ConfigDict, dataset: Dataset) -> str:
     """How raw text will be split: as the training data are, or as the config says."""
     if config.data.word_splitting != "auto":
@@ -139,10 +166,13 @@ def initial_variables(config: ConfigDict, dataset: Dataset, system: System) -> d
     variables = jax.tree.map(np.asarray, initialise(jax.random.key(config.seed)))
     params, statistics = variables["params"], variables.get("batch_stats", {})
     if method.text is not None and config.text_encoder.weights == "pretrained":
-        folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
-        params[method.text_name] = convert.text_params(convert.read_state_dict(folder), method.text)
+        folder = encoder_folder(config.text_encoder, dataset, "text_encoder").path
+        own = text_config(convert.read_config(folder))
+        loaded = convert.text_params(convert.read_state_dict(folder), own)
+        # Special tokens that the vocabulary did not have are new rows of the word table.
+        params[method.text_name], _ = grow_vocabulary(loaded, own, method.text.vocab_size, config.seed)
     if method.picture is not None and config.picture_encoder.weights == "pretrained":
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder").path
         loaded = convert.picture_variables(convert.read_state_dict(folder), method.picture)
         (name,) = params["picture_encoder"]
         params["picture_encoder"][name] = loaded["params"]

@@ -31,8 +31,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.on_error": _among("raise", "skip"),
     "data.max_pieces": _at_least(3),  # [CLS], one piece, [SEP]
     "data.max_phrase_pieces": _at_least(1),
-    "data.picture_size": _at_least(1),
-    "data.picture_resize": _at_least(1),
+    "data.picture_size": _at_least(0),
+    "data.picture_resize": _at_least(0),
     "data.picture_longest": _at_least(1),
     "data.feature_cache_dtype": _among("float32", "float16"),
     "data.num_threads": _at_least(1),

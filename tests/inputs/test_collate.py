@@ -162,7 +162,7 @@ def test_phrases_of_the_released_code_are_its_own(tmp_path):
 
 def brightest(pixels):
     """The colour of a picture of one primary colour, by the pixels that a ResNet reads."""
-    means = pixels.mean((0, 1))
+    means = SMALL.normalise(pixels).mean((0, 1))
     assert np.sort(means)[-1] > 0 and np.sort(means)[-2] < -1.5  # Pillow's green is half as bright
     return ("red", "green", "blue")[means.argmax()]
 
@@ -180,13 +180,13 @@ def test_each_region_goes_to_its_own_place_and_each_picture_to_its_own(tokenizer
         generated=Generated("generated.png", (right, left)),
     )  # fmt: skip
     examples = encode([record], tokenizer)
-    requests = picture_requests([record], tmp_path, BOTH)
+    requests = picture_requests([record], tmp_path, BOTH, SMALL, "tokens")
     cache = FeatureCache.build(
-        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), encoder_identity={}, size=8,
-        resize=8, progress=False,
+        tmp_path / "cache", requests, lambda pixels: {"tokens": SMALL.normalise(pixels).reshape(len(pixels), -1, 3)},
+        encoder_identity={}, settings=SMALL, progress=False,
     )  # fmt: skip
     pixels = collator(PixelSource(tmp_path, BOTH, SMALL))(examples, 10)
-    features = collator(FeatureSource(tmp_path, BOTH, cache))(examples, 10)
+    features = collator(FeatureSource(tmp_path, BOTH, SMALL, {"tokens": cache}))(examples, 10)
     for prefix, colours in (("", ["blue", "red", "green"]), ("generated_", ["green", "blue"])):
         for batch in (pixels, features):
             assert batch[f"{prefix}region_mask"][0].tolist() == [i < len(colours) for i in range(3)]
@@ -246,19 +246,27 @@ def fake_resnet(pixels):
 
 
 def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
-    requests = picture_requests(RECORDS, root, BOTH)
+    requests = picture_requests(RECORDS, root, BOTH, SMALL, "tokens")
     assert len(requests) == 2 + 1 + 3 + 1
     cache = FeatureCache.build(
-        tmp_path, requests, fake_resnet, encoder_identity={}, size=8, resize=8, progress=False, batch_size=4
+        tmp_path,
+        requests,
+        lambda pixels: {"tokens": fake_resnet(pixels)},
+        encoder_identity={},
+        settings=SMALL,
+        progress=False,
+        batch_size=4,
     )
     examples = encode(RECORDS, tokenizer)
     pixels = collator(PixelSource(root, BOTH, SMALL))(examples, 10)
-    features = collator(FeatureSource(root, BOTH, cache))(examples, 10)
+    features = collator(FeatureSource(root, BOTH, SMALL, {"tokens": cache}))(examples, 10)
     for prefix in BOTH.prefixes:
-        np.testing.assert_allclose(features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0])
+        np.testing.assert_allclose(
+            features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0], rtol=1e-6
+        )
         for row, slot in zip(*np.nonzero(pixels[f"{prefix}region_mask"]), strict=True):
             expected = fake_resnet(pixels[f"{prefix}regions"][row])[slot]
-            np.testing.assert_allclose(features[f"{prefix}region_features"][row, slot], expected)
+            np.testing.assert_allclose(features[f"{prefix}region_features"][row, slot], expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

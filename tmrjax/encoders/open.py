@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tmrjax.encoders.base import PictureConfig, TextConfig
+from tmrjax.encoders.picture.clip import CLIPVisionConfig, CLIPVisionEncoder
 from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.picture.swin import SwinConfig, SwinEncoder
+from tmrjax.encoders.picture.vit import ViTConfig, ViTEncoder
 from tmrjax.encoders.text.bert import BertConfig, BertEncoder
 from tmrjax.encoders.text.deberta import DebertaConfig, DebertaEncoder
 from tmrjax.encoders.text.distilbert import DistilBertConfig, DistilBertEncoder
@@ -32,8 +35,19 @@ TEXT_ENCODERS = {
     DistilBertConfig: DistilBertEncoder,
     DebertaConfig: DebertaEncoder,
 }
-PICTURE_CONFIGS = {"resnet": ResNetConfig}
-PICTURE_ENCODERS = {ResNetConfig: ResNetEncoder}
+PICTURE_CONFIGS = {
+    "resnet": ResNetConfig,
+    "vit": ViTConfig,
+    "clip": CLIPVisionConfig,
+    "clip_vision_model": CLIPVisionConfig,
+    "swin": SwinConfig,
+}
+PICTURE_ENCODERS = {
+    ResNetConfig: ResNetEncoder,
+    ViTConfig: ViTEncoder,
+    CLIPVisionConfig: CLIPVisionEncoder,
+    SwinConfig: SwinEncoder,
+}
 
 
 def picture_config(mapping: Mapping[str, Any]) -> PictureConfig:

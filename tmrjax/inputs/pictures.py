@@ -22,7 +22,9 @@ from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Record
 from tmrjax.records.schema import NUM_REGIONS, Box
 
-KEPT = ("tokens", "pooled", "stages")
+# What may be kept of a picture -> the end of its key in a batch.
+FEATURE_KEYS = {"tokens": "features", "pooled": "pooled", "stages": "stages"}
+KEPT = tuple(FEATURE_KEYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,19 +118,24 @@ def slots(
 
 
 class PixelSource:
-    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say."""
+    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say.
+
+    uint8 for :meth:`tmrjax.pictures.preprocessing.PictureSettings.normalise` on the device, a quarter of what floats
+    take on the way there; float32 where ``settings.as_bytes`` is False.
+    """
 
     def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings):
         self.root, self.pictures, self.settings = Path(root), pictures, settings
 
     def spec(self) -> Spec:
         """See the class."""
-        shape, spec = (self.settings.size, self.settings.size, 3), {}
+        shape, kind = (self.settings.size, self.settings.size, 3), np.uint8 if self.settings.as_bytes else np.float32
+        spec: Spec = {}
         for prefix in self.pictures.prefixes:
             if self.pictures.whole:
-                spec[f"{prefix}image"] = (shape, np.float32)
+                spec[f"{prefix}image"] = (shape, kind)
             if self.pictures.regions:
-                spec[f"{prefix}regions"] = ((NUM_REGIONS, *shape), np.float32)
+                spec[f"{prefix}regions"] = ((NUM_REGIONS, *shape), kind)
         return spec
 
     def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
@@ -137,51 +144,73 @@ class PixelSource:
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Decode each picture once, whole and in regions."""
-        arrays = {}
-        for prefix, path, boxes in slots(record, self.root, self.pictures.prefixes, self.settings):
+        arrays, settings = {}, self.settings
+        for prefix, path, boxes in slots(record, self.root, self.pictures.prefixes, settings):
             picture = self.open(record, prefix, path)
             if self.pictures.whole:
-                arrays[f"{prefix}image"] = self.settings.whole_pixels(picture)
+                arrays[f"{prefix}image"] = settings.whole_pixels(picture)
             if self.pictures.regions and boxes:
-                arrays[f"{prefix}regions"] = np.stack([self.settings.region_pixels(picture, box) for box in boxes])
-        return arrays
+                arrays[f"{prefix}regions"] = np.stack([settings.region_pixels(picture, box) for box in boxes])
+        return arrays if settings.as_bytes else normalised(arrays, settings)
+
+
+def normalised(batch: Mapping[str, Any], settings: PictureSettings) -> dict[str, Any]:
+    """A batch, or the arrays of one record, with its pixels as floats; what is no pixels stays as it is."""
+    found = dict(batch)
+    for prefix in ("", "generated_"):
+        for name in (f"{prefix}image", f"{prefix}regions"):
+            if name in found:
+                found[name] = settings.normalise(found[name], whole=name.endswith("image"))
+    return found
 
 
 class FeatureSource:
-    """Pictures as what a frozen encoder made of them: ``{prefix}image_features`` and ``{prefix}region_features``."""
+    """Pictures as what a frozen encoder made of them: ``{prefix}image_{kept}`` and ``{prefix}region_{kept}``.
 
-    settings = PictureSettings()  # the cache is built with our own pixels alone
+    The end of a key is of FEATURE_KEYS. ``caches``: by what is kept, one of KEPT.
+    """
 
-    def __init__(self, root: Path, pictures: Pictures, cache: FeatureCache):
-        self.root, self.pictures, self.cache = Path(root), pictures, cache
+    def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings, caches: Mapping[str, FeatureCache]):
+        self.root, self.pictures, self.settings, self.caches = Path(root), pictures, settings, caches
 
     def spec(self) -> Spec:
         """See the class."""
-        shape, spec = self.cache.feature_shape, {}
+        spec: Spec = {}
         for prefix in self.pictures.prefixes:
-            if self.pictures.whole:
-                spec[f"{prefix}image_features"] = (shape, np.float32)
-            if self.pictures.regions:
-                spec[f"{prefix}region_features"] = ((NUM_REGIONS, *shape), np.float32)
+            for part, kept in self.pictures.parts.items():
+                before = (NUM_REGIONS,) if part == "region" else ()
+                shapes = self.caches[kept].shapes[kept]
+                several = [((*before, *shape), np.float32) for shape in (shapes if kept == "stages" else (shapes,))]
+                spec[f"{prefix}{part}_{FEATURE_KEYS[kept]}"] = several if kept == "stages" else several[0]
         return spec
 
-    def load(self, record: Record) -> dict[str, np.ndarray]:
-        """Read them from the cache."""
+    def load(self, record: Record) -> dict[str, Any]:
+        """Read them from the caches."""
         arrays = {}
         for prefix, path, boxes in slots(record, self.root, self.pictures.prefixes, self.settings):
-            if self.pictures.whole:
-                arrays[f"{prefix}image_features"] = self.cache[PictureRequest(path, None)]
-            if self.pictures.regions and boxes:
-                regions = [self.cache[PictureRequest(path, box)] for box in boxes]
-                arrays[f"{prefix}region_features"] = np.stack(regions)
+            for part, kept in self.pictures.parts.items():
+                asked = [PictureRequest(path, box) for box in ((None,) if part == "image" else boxes)]
+                found = [self.caches[kept][request][kept] for request in asked]
+                if not found:
+                    continue
+                key = f"{prefix}{part}_{FEATURE_KEYS[kept]}"
+                if part == "image":
+                    arrays[key] = found[0]
+                elif kept == "stages":
+                    arrays[key] = tuple(np.stack(maps) for maps in zip(*found, strict=True))
+                else:
+                    arrays[key] = np.stack(found)
         return arrays
 
 
-def picture_requests(records: Sequence[Record], root: Path, pictures: Pictures) -> list[PictureRequest]:
-    """Everything a FeatureSource will ask for."""
+def picture_requests(
+    records: Sequence[Record], root: Path, pictures: Pictures, settings: PictureSettings, kept: str
+) -> list[PictureRequest]:
+    """What a FeatureSource will ask the cache of ``kept`` for."""
+    whole, regions = ((part == kept) for part in (pictures.whole, pictures.regions))
     return [
         PictureRequest(path, box)
         for record in records
-        for _, path, boxes in slots(record, Path(root), pictures.prefixes, FeatureSource.settings)
-        for box in (*((None,) if pictures.whole else ()), *(boxes if pictures.regions else ()))
+        for _, path, boxes in slots(record, Path(root), pictures.prefixes, settings)
+        for box in (*((None,) if whole else ()), *(boxes if regions else ()))
     ]

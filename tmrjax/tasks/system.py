@@ -26,7 +26,7 @@ from tmrjax.inputs.base import Example, Input, Reading, TextInput
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import Batches, Collator
 from tmrjax.inputs.lost import say_what_is_lost
-from tmrjax.inputs.pictures import FeatureSource, PictureSource, PixelSource, picture_requests
+from tmrjax.inputs.pictures import FeatureSource, PictureSource, PixelSource, normalised, picture_requests
 from tmrjax.inputs.settings import TextSettings
 from tmrjax.methods import name_of
 from tmrjax.methods.base import Method, method_to_dict
@@ -190,19 +190,21 @@ class System:
         return PixelSource(root, self.method.pictures, self.pictures)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch as the method takes it: what was left for the device is done, the normalisation of uint8 pixels."""
-        return dict(batch)
+        """A batch as the method takes it: uint8 pixels are normalised, which is left for the device."""
+        return normalised(batch, self.pictures)
 
-    def picture_maps(self) -> Callable[[Mapping[str, Any], Any], jax.Array]:
-        """The compiled picture encoder: its variables, pixels [N, size, size, 3] -> tokens [N, P, C] in float32.
+    def picture_states(self, kept: str) -> Callable[[Mapping[str, Any], Any], Any]:
+        """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept, float32.
 
-        The variables are an argument. Weights that a function closes over would be written into its program.
+        ``kept``: "tokens", "pooled" or "stages". The variables are an argument. Weights that a function closes over
+        would be written into its program.
         """
         module = picture_encoder(self.method.picture, dtype=self.method.dtype)
 
         @jax.jit
         def encode(variables, pixels):
-            return module.apply(variables, pixels, train=False).tokens.astype(jnp.float32)
+            states = module.apply(variables, self.pictures.normalise(pixels), train=False)
+            return jax.tree.map(lambda state: state.astype(jnp.float32), getattr(states, kept))
 
         return encode
 
@@ -220,7 +222,7 @@ class System:
         pictures = self.method.pictures
         if pictures is None:
             return None
-        if not self.pictures.ours:
+        if not self.pictures.as_bytes:
             raise ValueError(
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
                 "data.feature_cache=False"
@@ -230,23 +232,25 @@ class System:
             for name in ("params", "batch_stats")
             if "picture_encoder" in variables.get(name, {})
         }
-        encode = self.picture_maps()
-        cache = FeatureCache.build(
-            directory,
-            picture_requests(records, root, pictures),
-            lambda pixels: np.asarray(encode(encoder, pixels)),
-            encoder_identity={
-                "weights": tree_hash(encoder),
-                "config": self.method.picture.to_dict(),
-                "dtype": jnp.dtype(self.method.dtype).name,
-            },
-            size=self.pictures.size,
-            resize=self.pictures.resize,
-            dtype=dtype,
-            progress=progress,
-            shard=jax.process_index(),
-        )
-        return FeatureSource(root, pictures, cache)
+        identity = {
+            "weights": tree_hash(encoder),
+            "config": self.method.picture.to_dict(),
+            "dtype": jnp.dtype(self.method.dtype).name,
+        }
+        caches = {}
+        for kept in dict.fromkeys(pictures.parts.values()):
+            encode = self.picture_states(kept)
+            caches[kept] = FeatureCache.build(
+                directory,
+                picture_requests(records, root, pictures, self.pictures, kept),
+                lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
+                encoder_identity=identity,
+                settings=self.pictures,
+                dtype=dtype,
+                progress=progress,
+                shard=jax.process_index(),
+            )
+        return FeatureSource(root, pictures, self.pictures, caches)
 
     def dummy_batch(self) -> dict[str, Any]:
         """One row with every key in its right shape, pictures as pixels: to initialise or trace the method with."""

@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates
+from tmrjax.encoders.picture.patches import check_pixels
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1  # PyTorch's: the weight of the new batch in the running statistics
@@ -239,12 +240,7 @@ class ResNetEncoder(nn.Module):
         config = self.config
         if self.batch_norm not in ("frozen", "train"):
             raise ValueError(f"batch_norm must be 'frozen' or 'train', got {self.batch_norm!r}")
-        if pixels.ndim != 4 or pixels.shape[-1] != config.num_channels:
-            raise ValueError(f"pixels must be [N,H,W,{config.num_channels}], channels last; got shape {pixels.shape}")
-        if not jnp.issubdtype(pixels.dtype, jnp.floating):
-            raise ValueError(f"pixels must be floating and normalised, got {pixels.dtype}")
-        if mask is not None and mask.shape != pixels.shape[:1]:
-            raise ValueError(f"mask has shape {mask.shape}, but pixels has {pixels.shape}")
+        check_pixels(pixels, config.num_channels, mask)
         settings = {"dtype": self.dtype, "batch_norm": self.batch_norm}
         stem = _ConvNorm(config.embedding_size, 7, 2, config.hidden_act, name="stem", **settings)
         x = max_pool(stem(pixels.astype(self.dtype), train=train, mask=mask))

@@ -11,10 +11,7 @@ import jax.numpy as jnp
 
 from tmrjax.encoders.base import PictureConfig, PictureStates
 from tmrjax.encoders.open import picture_encoder
-from tmrjax.inputs.pictures import Pictures
-
-# The end of a batch's key for what is kept of a picture.
-FEATURE_KEYS = {"tokens": "features", "pooled": "pooled", "stages": "stages"}
+from tmrjax.inputs.pictures import FEATURE_KEYS, Pictures
 
 
 class PictureReader(nn.Module):
