@@ -120,13 +120,14 @@ def test_a_masked_prefix_has_no_influence_and_a_misshaped_one_is_named(name):
     arrays = [jnp.asarray(random.normal(size=(3, 4, 3, 8)), jnp.float32).at[1].set(jnp.nan) for _ in range(2)]
     hidden = Prefix(*arrays, jnp.zeros((3, 4), bool))
 
+    shown = Prefix(*(array.at[1].set(0) for array in arrays))
+
     def run(*prefixes):
         apply = functools.partial(text_encoder(config).apply, {"params": params}, ids, mask, train=False)
-        return np.asarray(apply(prefixes=prefixes or None)[0])
+        return apply(prefixes=prefixes or None)[0]
 
-    plain = run()
-    np.testing.assert_allclose(run(hidden, hidden)[mask], plain[mask], atol=1e-6)
-    seen = run(None, Prefix(*(array.at[1].set(0) for array in arrays)))
+    plain, masked, seen = map(np.asarray, jax.jit(lambda: (run(), run(hidden, hidden), run(None, shown)))())
+    np.testing.assert_allclose(masked[mask], plain[mask], atol=1e-6)
     assert np.isfinite(seen).all() and np.abs(seen - plain)[mask].max() > 1e-3
     with pytest.raises(ValueError, match="1 prefixes for 2 layers"):
         run(hidden)
@@ -307,9 +308,10 @@ def test_a_vocabulary_grows_and_old_rows_stay():
         grow_vocabulary(params, config, 41, seed=3)[0]["embeddings"]["word"]["embedding"], table
     )
     assert (grow_vocabulary(params, config, 41, seed=4)[0]["embeddings"]["word"]["embedding"] != table).any()
-    run = functools.partial(text_encoder(larger).apply, train=False)
+    run = jax.jit(functools.partial(text_encoder(larger).apply, train=False))
     states = run({"params": grown}, ids, mask)[0]
-    np.testing.assert_array_equal(states, text_encoder(config).apply({"params": params}, ids, mask, train=False)[0])
-    assert np.isfinite(run({"params": grown}, jnp.full((1, 3), 40), jnp.ones((1, 3)))[0]).all()
+    before = jax.jit(functools.partial(text_encoder(config).apply, train=False))({"params": params}, ids, mask)[0]
+    np.testing.assert_array_equal(states, before)
+    assert np.isfinite(run({"params": grown}, np.full_like(ids, 40), mask)[0]).all()
     for rows in (37, 20):
         assert grow_vocabulary(params, config, rows, seed=3)[1] is config
