@@ -61,6 +61,11 @@ def finished(world, tmp_path_factory) -> tuple[Path, dict]:
     return workdir, experiment.run(small_config(world, **LONG), workdir)
 
 
+@pytest.fixture(scope="module")
+def predictor(finished) -> Predictor:
+    return Predictor.load(finished[0], devices=1)
+
+
 def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
     workdir, report = finished
     assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(report))
@@ -146,9 +151,9 @@ def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
     assert {name: again[name] for name in report["test"]} == report["test"]
 
 
-def test_pixels_give_the_predictions_of_cached_features(finished, world):
+def test_pixels_give_the_predictions_of_cached_features(finished, predictor, world):
     """predict.py decodes pictures; training read the feature cache: the same entities come out."""
-    workdir, report = finished
+    _, report = finished
     records = read_dataset(world).splits["test"]
     posts = [
         {"tokens": list(r.tokens), "image": r.image, "regions": [list(box) for box in r.regions],
@@ -158,7 +163,7 @@ def test_pixels_give_the_predictions_of_cached_features(finished, world):
          "generated_scores": r.generated_scores and list(r.generated_scores)}
         for r in records
     ]  # fmt: skip
-    results = Predictor.load(workdir, devices=1).entities(posts, root=world, batch_size=4)
+    results = predictor.entities(posts, root=world, batch_size=4)
     found = sum(len(result["entities"]) for result in results)
     correct = 0
     for record, result in zip(records, results, strict=True):
@@ -196,9 +201,9 @@ def test_one_post_or_many_raw_text_without_pictures(finished, caplog):
         ({"text": "a", "image": "x.jpg", "regions": [[0, 0, 2, 1]]}, "outside the picture"),
     ],
 )
-def test_bad_posts_are_named(finished, post, message):
+def test_bad_posts_are_named(predictor, post, message):
     with pytest.raises(ValueError, match=message):
-        Predictor.load(finished[0], devices=1).entities([post])
+        predictor.entities([post])
 
 
 def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
