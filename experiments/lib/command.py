@@ -124,7 +124,7 @@ def keep_memory() -> None:
 
 
 def start() -> None:
-    """Memory, imports, logging, and the other processes where there are some; call it before anything touches a device."""
+    """Memory, imports, logging, and the other processes if there are some; call it before anything touches a device."""
     keep_memory()
     # transformers is here for tokenizers; with torch beside it, importing it takes 3 seconds more.
     os.environ.setdefault("USE_TORCH", "0")

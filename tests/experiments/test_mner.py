@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -354,17 +357,27 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     return output
 
 
-def start(arguments: list[str], devices: int = 1) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(arguments: list[str], devices: int = 1, extra: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
+    env = {**environment(devices), **extra}
+    return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(world, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(command_line(world, workdir, "epochs=4")))
+    imports = {"PYTHONPROFILEIMPORTTIME": "1"}
+    output = finish(start(command_line(world, workdir, "epochs=4"), extra=imports))
+    (workdir.parent / "output.txt").write_text(output)
     return workdir
+
+
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) > 4, reason="transformers 5 imports torch unasked")
+def test_a_command_does_not_wait_for_torch(uninterrupted):
+    """tensorboardX and transformers import it wherever it is installed, which takes seconds of every start."""
+    output = (uninterrupted.parent / "output.txt").read_text()
+    imported = set(re.findall(r"^import time: .*\| +(\S+)$", output, re.MULTILINE))
+    assert {"tensorboardX", "transformers", "jax"} <= imported
+    assert not [name for name in imported if name.startswith("torch.")]
 
 
 def test_a_run_told_to_stop_resumes_to_the_same_bits(world, uninterrupted, tmp_path):
