@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+TEXT_ONLY = "text only"  # the method bert_crf for entities, mtb for relations
 VARIANTS = {
-    "text only": {"model.variant": "text"},
+    TEXT_ONLY: {},
     "w/o back-translation": {"model.use_back_translation": False},
     "w/o divergence scores": {"model.use_scores": False},
     "fine only": {"model.grains": ("fine",)},
@@ -37,7 +38,8 @@ def run_one(out: Path, kind: str, variant: str, misalignment: float, seed: int, 
     data = out / f"data-{misalignment}"
     if not (data / "dataset.json").exists():
         make_demo(data, posts=posts, misalignment=misalignment, seed=0, task=kind)
-    config = {"ner": mner, "re": mre}[kind].get_config("demo")
+    method = {"ner": "bert_crf", "re": "mtb"}[kind] if variant == TEXT_ONLY else "tmr"
+    config = {"ner": mner, "re": mre}[kind].get_config("demo", method)
     config.update_from_flattened_dict({"data.root": str(data), "seed": seed, **VARIANTS[variant]})
     name = variant.replace(" ", "-").replace("/", "")
     return experiment.run(config, out / f"{name}-{misalignment}-{seed}")

@@ -35,12 +35,12 @@ def run_one(
     out: Path, corpus: Path, row: str, seed: int, changes: Mapping[str, Any], config_name: str = "demo"
 ) -> dict[str, Any]:
     """The report of one run of a config with ``changes``."""
-    from experiments import mde
     from experiments.configs.mde import get_config
+    from experiments.lib import experiment
 
     config = get_config(config_name)
     config.update_from_flattened_dict({"data.root": str(corpus), "seed": seed, **changes, **ROWS[row]})
-    return mde.run(config, out / f"{row.partition(' (')[0].replace(' ', '-')}-{seed}")
+    return experiment.run(config, out / f"{row.partition(' (')[0].replace(' ', '-')}-{seed}")
 
 
 def table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

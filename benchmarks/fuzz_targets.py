@@ -23,7 +23,8 @@ from data_prep.stages.frame import Outcome, Selection, Stage, run_stage
 from tmrjax.divergence.corpus import Pair, open_corpus, verify_corpus, write_corpus
 from tmrjax.files import DataError, jsonl_bytes, parse_json, read_bytes, sha256
 from tmrjax.pictures.cache import FeatureCache, PictureRequest
-from tmrjax.pictures.decode import load_picture, picture_to_pixels
+from tmrjax.pictures.decode import load_picture
+from tmrjax.pictures.preprocessing import PictureSettings, square_of
 from tmrjax.prediction.posts import PostOptions, read_post
 from tmrjax.records import DatasetInfo, Generated, Grounding, Record, read_dataset, write_dataset
 from tmrjax.training.checkpoints import BEST, CheckpointError, CheckpointStore, load_best
@@ -234,7 +235,7 @@ def _make_pictures(folder: Path, _: Path) -> None:
 
 
 def _read_pictures(folder: Path, _: bool) -> tuple[Any, int]:
-    return [picture_to_pixels(load_picture(path), 16, 18).tobytes() for path in sorted(folder.iterdir())], 0
+    return [square_of(load_picture(path), 16, 18).tobytes() for path in sorted(folder.iterdir())], 0
 
 
 # ------------------------------------------------------------------ checkpoints, caches, journals, the corpus
@@ -258,10 +259,10 @@ def _features(folder: Path) -> list[bytes]:
     pictures = sorted((folder / "pictures").iterdir())
     requests = [PictureRequest(path, box) for path in pictures for box in (None, (0.1, 0.2, 0.7, 0.9))]
     cache = FeatureCache.build(
-        folder / "cache", requests, lambda pixels: pixels.reshape(len(pixels), 4, -1)[..., :5],
-        encoder_identity={"weights": "w"}, size=8, resize=10, batch_size=4, progress=False,
+        folder / "cache", requests, lambda pixels: {"tokens": pixels.reshape(len(pixels), 4, -1)[..., :5]},
+        encoder_identity={"weights": "w"}, settings=PictureSettings(8, 10), batch_size=4, progress=False,
     )  # fmt: skip
-    return [cache[request].tobytes() for request in requests]
+    return [cache[request]["tokens"].tobytes() for request in requests]
 
 
 def _make_cache(folder: Path, _: Path) -> None:

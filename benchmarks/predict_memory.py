@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from tmrjax.encoders.text.bert import BertConfig
-from tmrjax.inputs.examples import TextSettings
-from tmrjax.models import TMRForNER
+from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods.bert_crf import BertCRF
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.tasks.entities import Tagger
 from tmrjax.text.tokenizers import load_tokenizer
@@ -39,7 +39,7 @@ def make_workdir(folder: Path) -> None:
         max_position_embeddings=64,
     )  # fmt: skip
     labels = ("PER", "LOC", "ORG", "MISC")
-    model = TMRForNER(bert=bert, num_tags=9, variant="text")
+    model = BertCRF(text=bert, num_labels=9)
     settings = TextSettings(40, 4)
     tagger = Tagger(model, labels, load_tokenizer(folder), settings, PictureSettings(), buckets=(16, 24, 40))
     variables = jax.jit(lambda key: model.init(key, tagger.dummy_batch(), train=False))(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Twitter text with a pretrained encoder, variant `text`: test F1 over seeds, and the time of a step beside PyTorch.
+"""Twitter text with a pretrained encoder, method `bert_crf`: test F1 over seeds, and the time of a step beside PyTorch.
 
 python -m benchmarks.real_text --data=data/twitter2017 --encoder=BERT_DIR --out=runs/real_text [--seeds 0 1 2]
 python -m benchmarks.real_text --data=... --encoder=... --out=... --peer=YOUR_PROGRAM --source=RELEASE/twitter2017

@@ -22,6 +22,7 @@ import numpy as np
 
 BATCH, LENGTH, WORDS, PHRASE, TAGS = 4, 80, 78, 6, 9
 PREFIXES = ("", "generated_")
+RATES = {"encoder": 3e-5, "fusion": 1e-3, "crf": 1e-3}
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
@@ -61,19 +62,23 @@ def jax_program(pixels: bool):
 
     from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
     from tmrjax.encoders.text.bert import BertConfig, BertEncoder
-    from tmrjax.models import TMRForNER
+    from tmrjax.heads.crf_head import CRFHead
+    from tmrjax.methods.tmr import EntityTMR
+    from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
     from tmrjax.training.sharding import make_mesh, replicate, shard_batch
-    from tmrjax.training.step import OptimizerSettings, create_state, make_optimizer, make_train_step, tagging_loss
+    from tmrjax.training.step import create_state, make_loss, make_train_step
 
     bert = BertConfig(30522, 768, 12, 12, 3072, 512)
-    model = TMRForNER(bert=bert, num_tags=TAGS, resnet=ResNetConfig.resnet50() if pixels else None)
+    model = EntityTMR(text=bert, num_labels=TAGS, picture=ResNetConfig.resnet50() if pixels else None)
     mesh, batch = make_mesh(1), make_batch(pixels)
     row = {name: value[:1] for name, value in batch.items()}
     variables = jax.jit(lambda key: model.init(key, row, train=False))(jax.random.key(0))
-    optimizer = make_optimizer(OptimizerSettings(steps=1000), variables["params"], model.frozen)
+    groups = parameter_groups(variables["params"], model.rates, model.frozen)
+    optimizer = make_optimizer(OptimizerSettings(1000, RATES), groups)
     state = replicate(jax.device_get(create_state(variables, optimizer, seed=0)), mesh)
     placed = shard_batch(batch, mesh)
-    compiled = make_train_step(tagging_loss(model), optimizer, mesh).lower(state, placed).compile()
+    loss = make_loss(model, CRFHead(tuple(map(str, range(TAGS)))))
+    compiled = make_train_step(loss, optimizer, mesh).lower(state, placed).compile()
 
     def step():
         nonlocal state
@@ -100,7 +105,7 @@ def jax_program(pixels: bool):
         @jax.jit
         def pictures(params, statistics):
             return jax.grad(
-                lambda p: resnet.apply({"params": p, "batch_stats": statistics}, stacked, train=True)[0].sum()
+                lambda p: resnet.apply({"params": p, "batch_stats": statistics}, stacked, train=True).tokens.sum()
             )(params)
 
         parts["ResNet"] = lambda: jax.block_until_ready(

@@ -41,12 +41,12 @@ from tmrjax.divergence.pictures import PairPictureSettings
 from tmrjax.divergence.pipeline import PairTextSettings
 from tmrjax.divergence.system import Estimator
 from tmrjax.files import sha256
-from tmrjax.inputs.examples import TextSettings
-from tmrjax.models import TMR
+from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods.base import Method
 from tmrjax.pictures.preprocessing import MISSING, PictureSettings
 from tmrjax.tasks.entities import Tagger
 from tmrjax.tasks.relations import RelationClassifier
-from tmrjax.tasks.system import Reader
+from tmrjax.tasks.system import System
 from tmrjax.text.tokenizers import load_tokenizer
 from tmrjax.training.checkpoints import BEST, CheckpointStore, package_versions
 
@@ -88,8 +88,8 @@ def convert_release(
     max_phrase_pieces: int | None = None,
     num_attention_heads: int | None = None,
     missing: str = "mask",
-) -> Reader:
-    """Write the checkpoint; returns the reader in it.
+) -> System:
+    """Write the checkpoint; returns the system in it.
 
     With ``relations``, the released file that numbers them, the weights are those of RE. ``data``: the data set that
     evaluate.py takes by default. ``max_phrase_pieces``: 3 pieces for NER, 6 words for RE unless given. ``missing``: one
@@ -112,25 +112,25 @@ def convert_release(
         generated_regions=not (task == "ner" and missing == "zeros"),
     )
     shared = {
-        "model": model,
+        "method": model.method(),
         "tokenizer": _tokenizer(vocabulary, model.bert.vocab_size),
         "text": text,
         "pictures": pictures,
         "buckets": (text.max_pieces,),
     }
     if task == "ner":  # unconstrained: exact to the released decoding
-        reader: Reader = Tagger(labels=RELEASE_LABELS, constrained=False, **shared)
+        system: System = Tagger(labels=RELEASE_LABELS, constrained=False, **shared)
     else:
-        reader = RelationClassifier(labels=tuple(read_relations(relations)), **shared)
+        system = RelationClassifier(labels=tuple(read_relations(relations)), **shared)
     config = {"data": {"root": data, "on_error": "raise", "feature_cache": False}, "eval_batch_size": 16}
-    source = {"authors": AUTHORS[task], "encoders": encoders_of(reader.model)}
-    _save(out, weights, config, reader.to_meta(), variables, source)
-    return reader
+    source = {"authors": AUTHORS[task], "encoders": encoders_of(system.method)}
+    _save(out, weights, config, system.to_meta(), variables, source)
+    return system
 
 
-def encoders_of(model: TMR) -> str:
+def encoders_of(method: Method) -> str:
     """The sizes of a model's encoders in words, to be held against AUTHORS."""
-    bert, resnet = model.bert, model.resnet
+    bert, resnet = method.text, method.picture
     text = f"BERT with {bert.num_hidden_layers} layers of {bert.hidden_size}, {bert.vocab_size:,} word pieces"
     if resnet is None:
         return f"{text}; no ResNet in the file: feature maps only"
@@ -156,9 +156,9 @@ def convert_estimator(
     return estimator
 
 
-def _inputs(reader: Reader) -> str:
+def _inputs(system: System) -> str:
     """The inputs that the checkpoint keeps, in one line."""
-    text, pictures = reader.text, reader.pictures
+    text, pictures = system.text, system.pictures
     unit = "whole words" if text.phrases == "release_words" else "word pieces between [CLS] and [SEP]"
     missing = "have no influence" if pictures.missing == "mask" else "are zeros, as in the authors' training"
     if not pictures.generated_regions:
@@ -243,18 +243,18 @@ def main(arguments: list[str] | None = None) -> None:
         size = estimator.pictures.size
         print(f"written to {options.out}: {estimator.texts.max_pieces} word pieces, pictures of {size} pixels")
         return
-    reader = convert_release(
+    system = convert_release(
         *files,
         relations=options.relations,
         max_phrase_pieces=options.max_phrase_pieces,
         missing=options.missing,
         **shared,
     )
-    pictures = "pictures" if reader.model.resnet else "feature maps only (the file has no ResNet)"
-    labels = f"labels {', '.join(reader.labels)}"
-    print(f"written to {options.out}: {reader.text.max_pieces} word pieces, {labels}; {pictures}")
-    print(f"this checkpoint: {encoders_of(reader.model)}; the authors' scripts train {AUTHORS[reader.task]}")
-    print(f"inputs of the released code: {_inputs(reader)}")
+    pictures = "pictures" if system.method.picture else "feature maps only (the file has no ResNet)"
+    labels = f"labels {', '.join(system.labels)}"
+    print(f"written to {options.out}: {system.text.max_pieces} word pieces, {labels}; {pictures}")
+    print(f"this checkpoint: {encoders_of(system.method)}; the authors' scripts train {AUTHORS[system.task]}")
+    print(f"inputs of the released code: {_inputs(system)}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from experiments.lib import command
 from experiments.lib.loop import restore_best
 from tmrjax.files import DataError
-from tmrjax.predict import reader_from_meta
+from tmrjax.methods import name_of
 from tmrjax.records import read_dataset
-from tmrjax.tasks.report import ablation_name, format_report
+from tmrjax.tasks import system_from_meta
+from tmrjax.tasks.report import format_report
 from tmrjax.training.checkpoints import CheckpointError
 from tmrjax.training.sharding import make_mesh
 
@@ -62,12 +63,12 @@ def evaluate(
     """
     mesh = make_mesh(devices)
     variables, meta = restore_best(workdir, mesh)
-    reader = reader_from_meta(meta)
+    system = system_from_meta(meta)
     config = meta["config"]
     dataset = read_dataset(command.data_root(data, config), on_error=config["data"]["on_error"])
-    if dataset.info.task != meta["task"] or set(dataset.info.labels) != set(reader.labels):
+    if dataset.info.task != meta["task"] or set(dataset.info.labels) != set(system.labels):
         raise CheckpointError(
-            f"{workdir} was trained for {meta['task']!r} with {list(reader.labels)}, but {dataset.root} is "
+            f"{workdir} was trained for {meta['task']!r} with {list(system.labels)}, but {dataset.root} is "
             f"{dataset.info.task!r} with {list(dataset.info.labels)}: evaluate on data with the same labels"
         )
     records = [record for record in dataset.splits[split] if SUBSETS[subset](record)]
@@ -78,23 +79,23 @@ def evaluate(
             "some",
             "Score the set, or take another one.",
         )
-    pictures = command.picture_source(reader, dataset, records, variables, config["data"])
+    pictures = command.picture_source(system, dataset, records, variables, config["data"])
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
-    step = reader.predict_step(mesh)
-    examples = reader.encode(records, say=split)
+    step = system.predict_step(mesh)
+    examples = system.encode(records, say=split)
     found = command.predict_split(
-        reader, step, variables, examples, pictures, mesh, size,
+        system, step, variables, examples, pictures, mesh, size,
         num_threads=config["data"].get("num_threads", 2),  # a converted checkpoint names none
         probabilities=predictions is not None,
     )  # fmt: skip
-    report = reader.report(examples, found)
+    report = system.report(examples, found)
     if predictions is not None and jax.process_index() == 0:
         about = {**command.about_predictions(dataset, split, meta), "subset": subset}
-        command.write_predictions(predictions, reader, examples, found, about)
+        command.write_predictions(predictions, system, examples, found, about)
     name = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
-    title = f"{dataset.info.name} {name}, variant {reader.model.variant}, left out: {ablation_name(reader.model)}"
-    print(format_report(reader.task, report, title, dataset.info, dataset.label_version), flush=True)
+    title = f"{dataset.info.name} {name}, method {name_of(system.method)}, left out: {system.method.left_out}"
+    print(format_report(system.task, report, title, dataset.info, dataset.label_version), flush=True)
     return {
         "split": split,
         "subset": subset,

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.lib import command
 from experiments.lib.loop import restore_best
-from experiments.mde import TESTS, corpus_meta, evaluate_split
+from experiments.lib.pairs import TESTS, corpus_meta, evaluate_split
 from tmrjax.divergence.corpus import SPLITS, open_corpus
 from tmrjax.divergence.report import format_divergence_report
 from tmrjax.divergence.system import Estimator

@@ -75,7 +75,7 @@ def main(_) -> None:
         "carry": sorted(FLAGS.carry),
     }
     kind = "entities"
-    if predictor.reader.task == "re":
+    if predictor.system.task == "re":
         kind = "relations"
         options |= {"keep_none": FLAGS.keep_none, "entities": None}
         if FLAGS.entities:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tmrjax.attention import MultiHeadAttention, cross_modal_attention, masked_softmax
+from tmrjax.attention import MultiHeadAttention, attend, cross_modal_attention, masked_softmax
 
 
 def literal_eq_1(visual, text, mask, weight):
@@ -61,6 +61,85 @@ def test_softmax_is_float32_and_zero_without_a_valid_entry():
     result = masked_softmax(logits, jnp.array([[True, True, True], [False, False, False]]))
     assert result.dtype == jnp.float32
     np.testing.assert_array_equal(result, [[1, 0, 0], [0, 0, 0]])
+
+
+def literal_attention(queries, keys, values, mask, bias, scale, empty):
+    """softmax(scale q k + bias) v over valid keys, one query of one head at a time, in float64."""
+    result = np.zeros((*queries.shape[:3], values.shape[-1]))
+    for b, q, h in np.ndindex(queries.shape[:3]):
+        valid = np.flatnonzero(mask[b])
+        if not len(valid):
+            result[b, q, h] = values[b, :, h].mean(0) if empty == "mean" else 0
+            continue
+        logits = np.array([scale * (queries[b, q, h] @ keys[b, s, h]) + bias[b, h, q, s] for s in valid])
+        weights = np.exp(logits - logits.max())
+        result[b, q, h] = (weights / weights.sum()) @ values[b, valid, h]
+    return result
+
+
+@pytest.fixture
+def headed():
+    """Queries [3,4,2,6], keys and values [3,5,2,6], a mask with holes, a bias."""
+    generator = np.random.default_rng(2)
+    queries, keys, values = (generator.normal(size=(3, length, 2, 6)) for length in (4, 5, 5))
+    mask = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+    return queries, keys, values, mask, generator.normal(size=(3, 2, 4, 5))
+
+
+def single(*arrays):
+    return (jnp.asarray(x, x.dtype if x.dtype == bool else jnp.float32) for x in arrays)
+
+
+@pytest.mark.parametrize("empty", ["zeros", "mean"])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_attend_equals_the_literal_formula(headed, empty, scale):
+    queries, keys, values, mask, bias = headed
+    expected = literal_attention(queries, keys, values, mask, bias, scale or 6**-0.5, empty)
+    *states, valid, added = single(*headed)
+    options = {"scale": scale, "zero_without_keys": empty == "zeros"}
+    np.testing.assert_allclose(attend(*states, valid, bias=added, **options), expected, atol=1e-5)
+    # One head has no axis of its own.
+    one = attend(*(x[:, :, 0] for x in states), valid, bias=added[:, 0], **options)
+    np.testing.assert_allclose(one, expected[:, :, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_without_keys", [True, False])
+def test_attend_lets_nothing_through_a_mask_not_even_nan(headed, zero_without_keys):
+    queries, keys, values, mask, bias = single(*headed)
+    hidden = ~mask[..., None, None] & mask.any(-1)[:, None, None, None]
+    spoiled = [jnp.where(hidden, jnp.nan, x) for x in (keys, values)]
+
+    def run(queries, keys, values):
+        result = attend(queries, keys, values, mask, bias=bias, zero_without_keys=zero_without_keys)
+        return jnp.sin(result).sum(), result
+
+    (_, expected), (_, found) = run(queries, keys, values), run(queries, *spoiled)
+    np.testing.assert_array_equal(found, expected)
+    for gradient in jax.grad(run, (0, 1, 2), has_aux=True)(queries, *spoiled)[0]:
+        assert np.isfinite(gradient).all()
+
+
+def test_attend_gives_its_weights_to_dropout(headed):
+    queries, keys, values, mask, _ = single(*headed)
+    seen = []
+
+    def dropout(weights):
+        seen.append(weights)
+        return weights.at[..., 1].set(0)
+
+    found = attend(queries, keys, values, mask, dropout=dropout)
+    np.testing.assert_allclose(seen[0].sum(-1)[:2], 1, atol=1e-6)
+    np.testing.assert_allclose(found, jnp.einsum("bhqk,bkhd->bqhd", seen[0].at[..., 1].set(0), values), atol=1e-6)
+
+
+def test_attend_names_shapes_that_do_not_fit(headed):
+    queries, keys, values, mask, _ = single(*headed)
+    with pytest.raises(ValueError, match=r"queries \(3, 4, 2, 5\), keys \(3, 5, 2, 6\)"):
+        attend(queries[..., :5], keys, values, mask)
+    with pytest.raises(ValueError, match=r"values \(3, 4, 2, 6\)"):
+        attend(queries, keys, values[:, :4], mask)
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but keys \(3, 5, 2, 6\) need \(3, 5\)"):
+        attend(queries, keys, values, mask[:, :4])
 
 
 def test_multi_head_attention_equals_torch():

@@ -10,7 +10,8 @@ import pytest
 
 from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
 from tmrjax.encoders.text.bert import BertConfig
-from tmrjax.models import TMRForNER, model_from_dict, model_to_dict
+from tmrjax.methods.base import method_from_dict, method_to_dict
+from tmrjax.models import TMRForNER
 
 BERT = BertConfig(
     vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
@@ -61,7 +62,7 @@ def apply(model, variables, batch):
 @jax.jit
 def resnet_maps(variables, pixels):
     resnet = {name: tree["picture_encoder"]["resnet"] for name, tree in variables.items()}
-    maps, _ = ResNetEncoder(RESNET).apply(resnet, pixels.reshape(-1, SIZE, SIZE, 3), train=False)
+    maps = ResNetEncoder(RESNET).apply(resnet, pixels.reshape(-1, SIZE, SIZE, 3), train=False).tokens
     return maps.reshape(*pixels.shape[:-3], PATCHES, FEATURES)
 
 
@@ -261,7 +262,9 @@ def test_bfloat16_keeps_emissions_and_parameters_float32(batch, variables):
 
 def test_a_model_survives_json_and_bad_fields_are_named():
     model = make_model(dtype=jnp.bfloat16, grains=("coarse",))
-    assert model_from_dict("ner", json.loads(json.dumps(model_to_dict(model)))) == model
+    assert (
+        method_from_dict(type(model.method()), json.loads(json.dumps(method_to_dict(model.method())))) == model.method()
+    )
     with pytest.raises(ValueError, match="variant 'papre'"):
         make_model(variant="papre")
     with pytest.raises(ValueError, match="grains"):

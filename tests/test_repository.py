@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tmrjax.inputs.examples import RelationExample, TaggingExample, TextSettings
 
 from experiments.configs import mde, mner, mre
 from tmrjax import divergence, models
 from tmrjax.files import parse_json
 from tmrjax.inputs.collate import Collator, PixelSource
-from tmrjax.inputs.examples import RelationExample, TaggingExample, TextSettings
 from tmrjax.methods import tmr_release as release
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import DatasetInfo, read_dataset
@@ -231,7 +231,8 @@ def test_the_map_of_the_house_names_every_module():
 
 def test_the_example_of_a_data_set_runs(tmp_path, monkeypatch):
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    code = textwrap.dedent(re.search(r" *```python\n(.*?)```", page, re.DOTALL).group(1))
+    blocks = re.findall(r" *```python\n(.*?)```", page, re.DOTALL)
+    code = textwrap.dedent(next(block for block in blocks if "write_dataset" in block))
     monkeypatch.chdir(tmp_path)
     picture = tmp_path / "data/mine/images/1.jpg"
     picture.parent.mkdir(parents=True)

@@ -1,21 +1,24 @@
-"""Attention between pictures and text: Eq. 1, and the multi-head attention of Eq. 7.
+"""Softmax attention: ``attend`` for the whole project, Eq. 1 and the multi-head attention of Eq. 7.
 
-Softmax and its logits are float32 whatever the inputs are, and products of float32 states are asked for in full
-precision: by default a GPU rounds their factors to TF32 (10 bits), a TPU to bfloat16. The dense layers around them
-follow JAX's default; ``jax.default_matmul_precision("highest")`` asks for full precision everywhere. A mask is True
-where valid; a query that has nothing to attend to yields zeros, never a uniform mean over padding.
+Softmax and its logits are float32 whatever the inputs are. The fusion of text and pictures asks for products of float32
+states in full precision: by default a GPU rounds their factors to TF32 (10 bits), a TPU to bfloat16. The dense layers
+around them and the encoders follow JAX's default; ``jax.default_matmul_precision("highest")`` asks for full precision
+everywhere. A mask is True where valid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# Far below any logit of a trained model, yet finite: a row without a valid key stays free of NaN in its gradient.
-_MASKED = -1e30
+# Finite and not -inf: a row without a valid key stays free of NaN, in its value and in its gradient.
+_MASKED = float(jnp.finfo(jnp.float32).min)
 
-# The products are small beside the encoders': 49 × T and 2 × T logits a post.
+# The products of the fusion are small beside the encoders': 49 × T and 2 × T logits a post.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -28,10 +31,75 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
-def attention_logits(subscripts: str, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """q kᵀ / √D by ``einsum`` over the last axis D of both, in float32."""
-    products = jnp.einsum(subscripts, queries, keys, precision=PRECISION, preferred_element_type=jnp.float32)
-    return products / jnp.sqrt(queries.shape[-1])
+def attend(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    precision: jax.lax.Precision | None = None,
+    zero_without_keys: bool = True,
+) -> jax.Array:
+    """softmax(scale · q kᵀ + bias + log mask) v for each of H heads.
+
+    Prefix keys are keys: the caller concatenates them with the others.
+
+    Args:
+        queries: [B, Q, H, D], or [B, Q, D] for one head; then keys, values, bias and result have no head axis either.
+        keys: [B, S, H, D].
+        values: [B, S, H, E].
+        mask: [B, S], True where a key is valid; None is all. What stands at other keys has no influence on the result
+            or on a gradient, even NaN.
+        bias: added to the scaled logits, broadcastable to [B, H, Q, S].
+        scale: of the products; None is 1 / √D.
+        dropout: applied to the softmax's weights [B, H, Q, S]; None where there is none, so that a fused kernel, which
+            has no dropout, can take the place of this function's body.
+        precision: of both products; None is JAX's default.
+        zero_without_keys: a query without any valid key yields zeros. False: the mean of all values, valid or not.
+
+    Returns:
+        [B, Q, H, E] in the dtype of ``values``; logits and softmax are float32.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    (batch, length), size = keys.shape[:2], keys.shape[-1]
+    if queries.shape != (batch, queries.shape[1], *keys.shape[2:]) or values.shape[:-1] != keys.shape[:-1]:
+        raise ValueError(
+            f"queries {queries.shape}, keys {keys.shape} and values {values.shape} must be [B, Q, H, D], [B, S, H, D] "
+            "and [B, S, H, E]"
+        )
+    # An axis of one head would make XLA sum in another order.
+    h = "h" if keys.ndim == 4 else ""
+    if mask is not None:
+        if mask.shape != (batch, length):
+            raise ValueError(f"mask has shape {mask.shape}, but keys {keys.shape} need {(batch, length)}")
+        mask = mask.astype(bool)
+        # 0 · NaN would let content behind the mask through, in the values as in the keys' gradient.
+        kept = mask if zero_without_keys else mask | ~mask.any(-1, keepdims=True)
+        kept = kept.reshape(*kept.shape, *[1] * (keys.ndim - 2))
+        is_one, keys = values is keys, jnp.where(kept, keys, 0)
+        values = keys if is_one else jnp.where(kept, values, 0)
+        mask = mask.reshape(batch, *[1] * (keys.ndim - 2), length)
+    logits = jnp.einsum(
+        f"bq{h}d,bk{h}d->b{h}qk", queries, keys, precision=precision, preferred_element_type=jnp.float32
+    )
+    logits = logits * (np.float32(1) / np.sqrt(np.float32(size)) if scale is None else scale)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    if mask is None:
+        weights = jax.nn.softmax(logits, axis=-1)
+    elif zero_without_keys:
+        weights = masked_softmax(logits, mask)
+    else:
+        weights = jax.nn.softmax(jnp.where(mask, logits, _MASKED), axis=-1)
+    weights = weights.astype(values.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    return jnp.einsum(f"b{h}qk,bk{h}d->bq{h}d", weights, values, precision=precision)
 
 
 def cross_modal_attention(visual: jax.Array, text: jax.Array, text_mask: jax.Array, weight: jax.Array) -> jax.Array:
@@ -58,12 +126,8 @@ def cross_modal_attention(visual: jax.Array, text: jax.Array, text_mask: jax.Arr
         )
     if weight.shape != (size, size):
         raise ValueError(f"weight has shape {weight.shape}, but visual states {visual.shape} need {(size, size)}")
-    # Content behind the mask may be anything, even NaN: 0 · NaN would let it through.
-    text = jnp.where(text_mask[..., None], text, 0)
     queries = jnp.matmul(visual, weight.astype(visual.dtype), precision=PRECISION)
-    logits = attention_logits("bqd,bsd->bqs", queries, text)
-    weights = masked_softmax(logits, text_mask[:, None, :])
-    return jnp.einsum("bqs,bsd->bqd", weights.astype(text.dtype), text, precision=PRECISION)
+    return attend(queries, text, text, text_mask, precision=PRECISION)
 
 
 class MultiHeadAttention(nn.Module):
@@ -88,7 +152,6 @@ class MultiHeadAttention(nn.Module):
             return nn.DenseGeneral(heads, dtype=self.dtype, name=name)(states)
 
         query, key, value = project("query", queries), project("key", keys), project("value", keys)
-        weights = masked_softmax(attention_logits("bthd,bshd->bhts", query, key), key_mask[:, None, None, :])
-        attended = jnp.einsum("bhts,bshd->bthd", weights.astype(value.dtype), value, precision=PRECISION)
+        attended = attend(query, key, value, key_mask, precision=PRECISION)
         output = nn.DenseGeneral(size, axis=(-2, -1), dtype=self.dtype, name="output")(attended)
         return jnp.where(key_mask.any(-1)[:, None, None], output, 0)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError, sha256
-from tmrjax.inputs.examples import PairDistanceError, unknown_warning
+from tmrjax.inputs.lost import unknown_warning
+from tmrjax.inputs.marked import PairDistanceError
 from tmrjax.prediction.posts import (
     Given,
     Post,
@@ -34,17 +35,15 @@ from tmrjax.prediction.posts import (
     without_pair,
 )
 from tmrjax.records.schema import NO_RELATION, DatasetInfo, Record
-from tmrjax.tasks.entities import Prediction, Tagger
-from tmrjax.tasks.relations import RelationClassifier
-from tmrjax.tasks.system import Reader, tree_hash
+from tmrjax.tasks import system_from_meta
+from tmrjax.tasks.entities import Prediction
+from tmrjax.tasks.system import System, tree_hash
 from tmrjax.text.splitting import Word, has_run
 from tmrjax.text.tags import character_spans
 from tmrjax.training.checkpoints import CheckpointError, load_best
 from tmrjax.training.sharding import make_mesh, replicate
 
 logger = logging.getLogger(__name__)
-
-READERS: dict[str, type[Reader]] = {"ner": Tagger, "re": RelationClassifier}
 
 Posts = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
@@ -60,36 +59,28 @@ UNCERTAIN = {
 }
 
 
-def reader_from_meta(meta: Mapping[str, Any]) -> Reader:
-    """The reader of a checkpoint's JSON, of whichever task; raises CheckpointError for any other checkpoint."""
-    task = meta.get("task")
-    if task not in READERS:
-        raise CheckpointError(f"a checkpoint for the task {task!r}; expected one of {', '.join(READERS)}")
-    return READERS[task].from_meta(meta)
-
-
 class Predictor:
     """A restored checkpoint that reads raw posts.
 
     Attributes:
-        reader, meta: of the checkpoint.
+        system, meta: of the checkpoint.
         joiner: what stands between the ``tokens`` of a post in its text.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        system: System,
         variables: Mapping[str, Any],
         meta: Mapping[str, Any],
         *,
         devices: int | None,
         joiner: str | None = None,
     ):
-        self.reader, self.meta = reader, meta
-        self.joiner = ("" if reader.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
+        self.system, self.meta = system, meta
+        self.joiner = ("" if system.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
-        self._step = reader.predict_step(self.mesh)
+        self._step = system.predict_step(self.mesh)
         self._said: set[str] = set()
         self._words = self._unknown = 0
 
@@ -121,18 +112,18 @@ class Predictor:
         """
         with _quiet_orbax():
             variables, meta = load_best(Path(workdir))
-        reader = reader_from_meta(meta)
+        system = system_from_meta(meta)
         text = dataclasses.replace(
-            reader.text,
+            system.text,
             windows=meta["text"].get("windows", True) if windows is None else windows,
-            word_splitting=word_splitting or reader.text.word_splitting,
+            word_splitting=word_splitting or system.text.word_splitting,
         )
-        reader = dataclasses.replace(reader, text=text)
-        return cls(reader, variables, meta, devices=devices, joiner=joiner)
+        system = dataclasses.replace(system, text=text)
+        return cls(system, variables, meta, devices=devices, joiner=joiner)
 
     def identity(self) -> str:
-        """SHA-256 over the reader and its weights: equal where two predictors give equal results."""
-        described = json.dumps({**self.reader.to_meta(), "joiner": self.joiner}, sort_keys=True)
+        """SHA-256 over the system and its weights: equal where two predictors give equal results."""
+        described = json.dumps({**self.system.to_meta(), "joiner": self.joiner}, sort_keys=True)
         return sha256((described + tree_hash(self.variables)).encode())
 
     def entities(
@@ -241,7 +232,7 @@ class Predictor:
         """Each post with its result or its error, in order; what :meth:`stream` and the command are made of."""
         if entities is not None:
             entities._expect("ner", "entities", "relations")
-        options = PostOptions(Path(root), allow_outside, self.reader.text.word_splitting, self.joiner, tuple(carry))
+        options = PostOptions(Path(root), allow_outside, self.system.text.word_splitting, self.joiner, tuple(carry))
         size = -(-batch_size // self.mesh.size) * self.mesh.size
         posts, first = iter(posts), 0
         while some := list(itertools.islice(posts, chunk)):
@@ -250,9 +241,9 @@ class Predictor:
             first += len(some)
 
     def _expect(self, task: str, called: str, instead: str) -> None:
-        if self.reader.task != task:
+        if self.system.task != task:
             raise CheckpointError(
-                f"this checkpoint is one for {self.reader.task!r}: it has .{instead}(), not .{called}()"
+                f"this checkpoint is one for {self.system.task!r}: it has .{instead}(), not .{called}()"
             )
 
     def _all(self, posts: Posts, root, batch_size: int, on_error: str, allow_outside: bool, carry, **search: Any):
@@ -281,7 +272,7 @@ class Predictor:
         keep_none: bool,
     ) -> list[dict[str, Any] | PostError]:
         """Results or errors of some posts; no error of one post touches another."""
-        info = DatasetInfo(name="posts", task=self.reader.task, labels=self.reader.labels)
+        info = DatasetInfo(name="posts", task=self.system.task, labels=self.system.labels)
         posts: dict[int, Post] = {}
         errors: dict[int, DataError] = {}
         for index, one in enumerate(given):
@@ -291,14 +282,14 @@ class Predictor:
                 posts[index] = read_post(one.post, info, where=one.where, options=options)
             except DataError as failure:
                 errors[index] = failure
-        if self.reader.task == "ner":
+        if self.system.task == "ner":
             asked = [(index, None, post.record) for index, post in posts.items()]
         else:
             asked = self._pairs(given, posts, errors, options, batch_size, entities)
         rows, unread_pairs = [], Counter()
         for index, pair, record in asked:
             try:
-                rows.append((index, pair, *self.reader.encode([record], say=None)))
+                rows.append((index, pair, *self.system.encode([record], say=None)))
             except PairDistanceError as failure:
                 if posts[index].pair is None:
                     unread_pairs[index] += 1
@@ -309,10 +300,10 @@ class Predictor:
                         failure.expected,
                         "Leave the pair out, or train with a larger data.max_pieces.",
                     )
-        pixels = self.reader.pixels(options.root)
+        pixels = self.system.pixels(options.root)
         pictures = pixels and PostPictures(pixels, {post.record.id: post.pictures for post in posts.values()})
         examples = [example for _, _, example in rows]
-        predictions = self.reader.predict(
+        predictions = self.system.predict(
             self._step, self.variables, examples, pictures, self.mesh, batch_size=batch_size, probabilities=True
         )
         results = {}
@@ -320,7 +311,7 @@ class Predictor:
             failure = pictures.errors.get(post.record.id) if pictures else None
             if failure is not None:
                 errors.setdefault(index, failure)
-            kind = {"ner": "entities", "re": "relations"}[self.reader.task]
+            kind = {"ner": "entities", "re": "relations"}[self.system.task]
             results[index] = {"id": post.id, "text": post.text, kind: [], "masked": self._masked(post.record)}
             results[index] |= {"unread_words": 0, "unknown_words": 0}
             if kind == "relations":
@@ -375,20 +366,20 @@ class Predictor:
         return [(index, pair, with_pair(posts[index], pair)) for index, pair in asked]
 
     def _masked(self, record: Record) -> list[str]:
-        names = []
-        if "" in self.reader.model.prefixes and record.image is None:
+        pictures, names = self.system.method.pictures, []
+        if pictures is not None and record.image is None:
             names.append("picture")
-        if "generated_" in self.reader.model.prefixes and record.generated is None:
+        if pictures is not None and pictures.generated and record.generated is None:
             names.append("generated picture")
         return names
 
     def _warn(self, read: Sequence[tuple[Post, Mapping[str, Any]]]) -> None:
         """What a user should know of the posts, each thing once in the life of a predictor."""
-        text = self.reader.text
+        text = self.system.text
         for name in ("picture", "generated picture"):
             count = sum(name in result["masked"] for _, result in read)
             if count:
-                zeros = self.reader.pictures.missing == "zeros"
+                zeros = self.system.pictures.missing == "zeros"
                 instead = "zeros take its place" if zeros else "that input is masked"
                 self._say(name, "%d of %d posts come without %s: %s", count, len(read), name, instead)
         unread = sum(result["unread_words"] > 0 for _, result in read)

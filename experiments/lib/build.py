@@ -1,7 +1,8 @@
-"""From a config to a model with weights: what an experiment needs before its loop."""
+"""From a config to a method with weights: what an experiment on posts needs before its loop."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from ml_collections import ConfigDict
 
 from experiments.lib.settings import buckets_of
 from tmrjax import convert
-from tmrjax.encoders.picture.resnet import ResNetConfig
-from tmrjax.encoders.text.bert import BertConfig
-from tmrjax.inputs.examples import RELEASE_TAGS, TextSettings
-from tmrjax.models import model_from_dict
-from tmrjax.predict import READERS
+from tmrjax.encoders.folders import Folder, resolve
+from tmrjax.encoders.open import grow_vocabulary, picture_config, text_config
+from tmrjax.files import parse_json
+from tmrjax.inputs.labels import RELEASE_TAGS
+from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods import find_method, name_of
+from tmrjax.methods.base import SIZES, Method, method_from_dict
+from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Dataset
-from tmrjax.tasks.system import PictureSettings, Reader
+from tmrjax.tasks import SYSTEMS
+from tmrjax.tasks.system import System
+from tmrjax.text.marking import add_markers
 from tmrjax.text.splitting import splitting_of_tokens
 from tmrjax.text.tags import TagSet
 from tmrjax.text.tokenizers import load_tokenizer
@@ -26,54 +32,72 @@ from tmrjax.text.tokenizers import load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Path:
-    """The folder of an encoder: the config's, or the one that came with the data set."""
-    folder = Path(setting.folder) if setting.folder else dataset.root / default
-    if not (folder / "config.json").is_file():
+def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Folder:
+    """The folder of an encoder: the config's folder or hub name, or the folder that came with the data set."""
+    own = dataset.root / default
+    if not setting.folder and not own.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
-            if setting.folder
-            else f"no encoder was given and {folder} does not exist: use --config.{default}.folder=DIR"
+            f"no encoder was given and {own} does not exist: use --config.{default}.folder=DIR, or a name of the "
+            "Hugging Face hub"
+        )
+    folder = resolve(setting.folder or own, revision=setting.revision or None)
+    if not (folder.path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder.path}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
         )
     return folder
 
 
-def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
-    """The untrained model with its labels, tokenizer and sizes."""
+def _origin(folder: Folder) -> dict[str, Any]:
+    """What a checkpoint keeps of where an encoder came from."""
+    return {"name": folder.name, "revision": folder.revision}
+
+
+def build_system(config: ConfigDict, dataset: Dataset) -> System:
+    """The untrained method with its labels, tokenizer, vocabularies and sizes.
+
+    Raises:
+        ValueError: settings that do not go together, or an unknown method.
+        DataError: the method asks for an input that no training record has.
+    """
     if dataset.info.task != config.task:
         raise ValueError(
             f"{dataset.root}: a data set for {dataset.info.task!r}, but this experiment is {config.task!r}"
         )
-    text_folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
-    resnet = None
-    if config.model.variant != "text":
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
-        resnet = ResNetConfig.from_dict(convert.read_config(folder))
-    if config.data.feature_cache and resnet is not None and not config.model.freeze_pictures:
-        raise ValueError(
-            "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
-        )
-    # E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces.
-    pieces = config.task == "ner" and config.model.variant == "release"
-    bert = BertConfig.from_dict(convert.read_config(text_folder))
-    for key, length in (("max_pieces", 0), ("max_phrase_pieces", 2)):  # a phrase gets [CLS] and [SEP] besides
-        if config.data[key] + length > bert.max_position_embeddings:
-            raise ValueError(
-                f"--config.data.{key} is {config.data[key]}, but {text_folder} reads at most "
-                f"{bert.max_position_embeddings - length} word pieces (max_position_embeddings of its config.json)"
-            )
-    sizes = {"bert": bert, "resnet": resnet}
-    options: dict[str, Any] = {}
+    kind = find_method(config.method, config.task)
+    labels = dataset.info.labels
+    count = len(labels)
     if config.task == "ner":
-        sizes["num_tags"] = len(RELEASE_TAGS if pieces else TagSet(dataset.info.labels))
-        sizes["release_length"] = config.data.max_pieces if pieces else None
-        options["constrained"] = config.constrained_decoding and not pieces
-    else:
-        sizes["num_relations"] = len(dataset.info.labels)
-    return READERS[config.task](
-        model=model_from_dict(config.task, config.model.to_dict() | sizes),
-        labels=dataset.info.labels,
-        tokenizer=load_tokenizer(text_folder),
+        count = len(RELEASE_TAGS if kind.piece_tags else TagSet(labels))
+    sizes: dict[str, Any] = {"num_labels": count, "max_pieces": config.data.max_pieces}
+    method = _method(kind, config, sizes)
+    tokenizer, encoders, pictures = None, {}, PictureSettings()
+    if method.inputs[0].specials:
+        folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
+        text = text_config(convert.read_config(folder.path))
+        _check_lengths(config, text.max_length, folder.path)
+        tokenizer, added = load_tokenizer(folder.path), 0
+        if config.task == "re":
+            tokenizer, added = add_markers(tokenizer)
+        sizes["text"] = dataclasses.replace(text, vocab_size=max(text.vocab_size, len(tokenizer)))
+        encoders["text"] = {**_origin(folder), "added_tokens": added}
+    if method.pictures is not None:
+        if config.data.feature_cache and not config.model.freeze_pictures:
+            raise ValueError(
+                "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
+            )
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
+        sizes["picture"] = picture_config(convert.read_config(folder.path))
+        pictures, encoders["picture"] = picture_settings(config, folder.path), _origin(folder)
+    fitted = tuple(one.fit(dataset.splits["train"]) for one in method.inputs)
+    for one in fitted:
+        sizes |= one.sizes()
+    # E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces.
+    pieces = kind.piece_tags
+    system = SYSTEMS[config.task](
+        method=_method(kind, config, sizes),
+        labels=labels,
+        tokenizer=tokenizer,
         text=TextSettings(
             config.data.max_pieces,
             config.data.max_phrase_pieces,
@@ -82,9 +106,45 @@ def build_reader(config: ConfigDict, dataset: Dataset) -> Reader:
             window_overlap=config.data.window_overlap,
             word_splitting=word_splitting(config, dataset),
         ),
-        pictures=PictureSettings(config.data.picture_size, config.data.picture_resize),
+        pictures=pictures,
         buckets=(config.data.max_pieces,) if pieces else buckets_of(config.data),
-        **options,
+        fitted=fitted,
+        encoders=encoders,
+        **({"constrained": config.constrained_decoding and not pieces} if config.task == "ner" else {}),
+    )
+    system.check(dataset.splits["train"], dataset.root)
+    return system
+
+
+def _method(kind: type[Method], config: ConfigDict, sizes: dict[str, Any]) -> Method:
+    """The method with the config's options and those of the sizes that it has."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    options = config.model.to_dict()
+    unknown = sorted(set(options) - fields | set(options) & set(SIZES))
+    if unknown:
+        raise ValueError(
+            f"config.model has {', '.join(unknown)}, which the method {name_of(kind)} does not have: make the config "
+            f"for it, get_config(NAME, method={config.method!r})"
+        )
+    return method_from_dict(kind, options | {name: size for name, size in sizes.items() if name in fields})
+
+
+def _check_lengths(config: ConfigDict, longest: int, folder: Path) -> None:
+    for key, length in (("max_pieces", 0), ("max_phrase_pieces", 2)):  # a phrase gets [CLS] and [SEP] besides
+        if config.data[key] + length > longest:
+            raise ValueError(
+                f"--config.data.{key} is {config.data[key]}, but {folder} reads at most {longest - length} word "
+                "pieces (max_position_embeddings of its config.json)"
+            )
+
+
+def picture_settings(config: ConfigDict, folder: Path) -> PictureSettings:
+    """The preprocessing that the encoder's preprocessor_config.json describes, with the sizes of the config if any."""
+    file = folder / "preprocessor_config.json"
+    described = parse_json(file.read_bytes(), str(file)) if file.is_file() else None
+    sizes = {"size": config.data.picture_size, "resize": config.data.picture_resize}
+    return dataclasses.replace(
+        PictureSettings.from_processor(described), **{name: size for name, size in sizes.items() if size}
     )
 
 
@@ -95,22 +155,27 @@ def word_splitting(config: ConfigDict, dataset: Dataset) -> str:
     return splitting_of_tokens(record.tokens for record in dataset.splits["train"])
 
 
-def initial_variables(config: ConfigDict, dataset: Dataset, reader: Reader) -> dict[str, Any]:
+def initial_variables(config: ConfigDict, dataset: Dataset, system: System) -> dict[str, Any]:
     """Parameters and BatchNorm statistics before the first step: random by seed, encoders from their folders."""
-    model = reader.model
+    method = system.method
 
     @jax.jit
     def initialise(key):
-        return model.init(key, reader.dummy_batch(), train=False)
+        return method.init(key, system.dummy_batch(), train=False)
 
     variables = jax.tree.map(np.asarray, initialise(jax.random.key(config.seed)))
     params, statistics = variables["params"], variables.get("batch_stats", {})
-    if config.text_encoder.weights == "pretrained":
-        folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
-        params["bert"] = convert.bert_params(convert.read_state_dict(folder), model.bert)
-    if model.resnet is not None and config.picture_encoder.weights == "pretrained":
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
-        loaded = convert.resnet_params(convert.read_state_dict(folder), model.resnet)
-        params["picture_encoder"]["resnet"] = loaded["params"]
-        statistics["picture_encoder"]["resnet"] = loaded["batch_stats"]
+    if method.text is not None and config.text_encoder.weights == "pretrained":
+        folder = encoder_folder(config.text_encoder, dataset, "text_encoder").path
+        own = text_config(convert.read_config(folder))
+        loaded = convert.text_params(convert.read_state_dict(folder), own)
+        # Special tokens that the vocabulary did not have are new rows of the word table.
+        params[method.text_name], _ = grow_vocabulary(loaded, own, method.text.vocab_size, config.seed)
+    if method.picture is not None and config.picture_encoder.weights == "pretrained":
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder").path
+        loaded = convert.picture_variables(convert.read_state_dict(folder), method.picture)
+        (name,) = params["picture_encoder"]
+        params["picture_encoder"][name] = loaded["params"]
+        if loaded.get("batch_stats"):
+            statistics["picture_encoder"][name] = loaded["batch_stats"]
     return {"params": params, "batch_stats": statistics}

@@ -1,4 +1,4 @@
-"""What the commands share: how they start and fail, data of a reader, evaluation of a split."""
+"""What the commands share: how they start and fail, data of a system, evaluation of a split."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from experiments.lib.loop import progress_bar
 from tmrjax.files import jsonl_bytes, write_atomic
-from tmrjax.inputs.collate import Example, PictureSource
+from tmrjax.inputs.base import Example
+from tmrjax.inputs.pictures import PictureSource
 from tmrjax.records import Dataset, Record
-from tmrjax.tasks.system import Reader
+from tmrjax.tasks.system import System
 from tmrjax.training.checkpoints import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     traceback. Flags may be written with dashes (``--on-error``) or underscores.
     """
     name, debug = Path(sys.argv[0]).stem, "--debug" in sys.argv
+    sys.path.append(os.getcwd())  # where --config.method=my_module:MyMethod is looked for
 
     def fail(error: Exception, code: int) -> None:
         if debug:
@@ -191,17 +193,17 @@ def dataset_meta(dataset: Dataset) -> dict[str, Any]:
 
 
 def picture_source(
-    reader: Reader, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
+    system: System, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
 ) -> PictureSource | None:
     """Pixels, or the feature cache where the config asks for it."""
     if not data["feature_cache"]:
-        return reader.pixels(dataset.root)
+        return system.pixels(dataset.root)
     folder = Path(data["feature_cache_folder"] or dataset.root / "features")
-    return reader.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
+    return system.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
 
 
 def predict_split(
-    reader: Reader,
+    system: System,
     step: Any,
     variables: Any,
     examples: Sequence[Example],
@@ -213,21 +215,21 @@ def predict_split(
     probabilities: bool = False,
 ) -> list[Any]:
     """The predictions of all posts of one split, in their order."""
-    return reader.predict(
+    return system.predict(
         step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
         probabilities=probabilities, progress=progress_bar,
     )  # fmt: skip
 
 
 def write_predictions(
-    path: Path, reader: Reader, examples: Sequence[Example], predictions: Sequence[Any], about: Mapping[str, Any]
+    path: Path, system: System, examples: Sequence[Example], predictions: Sequence[Any], about: Mapping[str, Any]
 ) -> None:
-    """One line of JSON a post (:meth:`tmrjax.tasks.system.Reader.prediction_rows`), and beside it PATH.about.json.
+    """One line of JSON a post (:meth:`tmrjax.tasks.system.System.prediction_rows`), and beside it PATH.about.json.
 
     ``about`` says of what run, data and split they are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = jsonl_bytes(reader.prediction_rows(examples, predictions))
+    content = jsonl_bytes(system.prediction_rows(examples, predictions))
     write_atomic(path, content)
     about = {**about, "posts": len(examples), "sha256": hashlib.sha256(content).hexdigest()}
     write_json(path.with_name(f"{path.name}.about.json"), about)

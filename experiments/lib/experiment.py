@@ -1,32 +1,72 @@
-"""One experiment of either task, read from top to bottom: data, model, step, loop, test once.
+"""One experiment of any task, read from top to bottom: data, system, step, loop, test once.
 
-What a task is made of comes from its reader (:mod:`tmrjax.tasks.system`); nothing here knows which one it is.
+What a task is made of comes from its :class:`Experiment` (posts.py, pairs.py); nothing here knows which one it is.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from experiments.lib import build, command, workdirs
+from experiments.lib import command, workdirs
 from experiments.lib.loop import restore_best, train
+from experiments.lib.pairs import PairExperiment
+from experiments.lib.posts import PostExperiment
 from experiments.lib.settings import check_settings
-from tmrjax.files import DataError
-from tmrjax.inputs.collate import Batches, BatchPlan, sample_fraction
-from tmrjax.records import Dataset, read_dataset
-from tmrjax.tasks.report import ablation_name, format_report, warnings_of
 from tmrjax.training.checkpoints import package_versions
+from tmrjax.training.optimizer import OptimizerSettings, make_optimizer
 from tmrjax.training.sharding import check_batch_size, make_mesh
-from tmrjax.training.step import OptimizerSettings, create_state, make_optimizer, make_train_step
+from tmrjax.training.step import Loss, create_state, make_train_step
 
-logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
+
+
+class Experiment(Protocol):
+    """What the driver asks of a kind of experiment. ``__init__`` opens and checks the data that the config names.
+
+    data_meta: what a checkpoint and a report say of the data. batches: of training, once ``build`` was called. steps:
+    of the whole run. loop: further arguments of :func:`experiments.lib.loop.train`.
+    """
+
+    data_meta: dict[str, Any]
+    batches: Any
+    steps: int
+    loop: dict[str, Any]
+
+    def __init__(self, config: ConfigDict): ...
+
+    def build(self, mesh: Mesh) -> dict[str, Any]:
+        """Make the system and the batches; returns the variables before the first step."""
+
+    def loss(self) -> Loss:
+        """What training minimises."""
+
+    def groups(self, params: Any) -> Any:
+        """The group of learning rates of each parameter."""
+
+    def rates(self) -> dict[str, float]:
+        """The peak learning rate of each group."""
+
+    def to_meta(self) -> dict[str, Any]:
+        """The system as JSON, for checkpoints."""
+
+    def evaluate_dev(self, variables: Any) -> dict[str, float]:
+        """Scores on dev, by which the best step is chosen."""
+
+    def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
+        """The report's part of this task: what the best variables give on dev and, once, on test."""
+
+    def show(self, report: dict[str, Any]) -> None:
+        """Print a report."""
+
+
+KINDS: dict[str, type[Experiment]] = {"ner": PostExperiment, "re": PostExperiment, "mde": PairExperiment}
 
 
 def define_flags() -> None:
@@ -44,126 +84,60 @@ def main(_) -> None:
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
-    # ---- data, mesh, model
+    # ---- data, mesh, system
     check_settings(config)
-    if not config.data.root:
-        raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
-    dataset = read_dataset(config.data.root, on_error=config.data.on_error)
-    for split in ("train", "dev", "test"):
-        if not dataset.splits.get(split):
-            needs = "records to learn from, to choose the epoch by, and to report"
-            raise DataError(
-                dataset.root, f"no record in {split}", needs, "Import with fewer demands, or split by hand."
-            )
-    identity = config.to_dict() | {"dataset": command.dataset_meta(dataset)}
+    experiment = KINDS[config.task](config)
+    meta = {"config": json.loads(json.dumps(config.to_dict())), "dataset": experiment.data_meta}
+    identity = meta["config"] | {"dataset": experiment.data_meta}
     if workdirs.on_first_process(lambda: workdirs.check_workdir(workdir, identity)):
-        return workdirs.finished_report(workdir, lambda report: show(report, dataset))
-    for mark in warnings_of(dataset.info):
-        logger.warning("%s", mark)
+        return workdirs.finished_report(workdir, experiment.show)
     mesh = make_mesh(config.devices or None)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     check_batch_size(config.eval_batch_size, mesh)
-    reader = build.build_reader(config, dataset)
-    model = reader.model
-    variables = build.initial_variables(config, dataset, reader)
-
-    # ---- input
-    records = sample_fraction(dataset.splits["train"], config.data.fraction, config.seed)
-    examples = reader.training_rows(reader.encode(records, say="train"))
-    dev = reader.encode(dataset.splits["dev"], say="dev")
-    used = [*records, *dataset.splits["dev"], *dataset.splits["test"]]
-    pictures = command.picture_source(reader, dataset, used, variables, config.data)
-    lengths = [len(example.pieces.input_ids) for example in examples]
-    plan = BatchPlan(lengths, reader.buckets, config.batch_size, epochs=config.epochs, seed=config.seed)
-    batches = Batches(examples, plan, reader.collator(pictures), jax.process_index(), jax.process_count())
+    variables = experiment.build(mesh)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
     # ---- step
-    settings = OptimizerSettings(
-        len(plan), config.lr_encoder, config.lr_fusion, config.weight_decay, config.warmup, config.clip
-    )
-    optimizer = make_optimizer(settings, variables["params"], model.frozen)
-    step = make_train_step(reader.loss(), optimizer, mesh, accumulate=config.accumulate)
-    predict = reader.predict_step(mesh)
-
-    def predictions_of(variables, examples, *, probabilities=False) -> list[Any]:
-        return command.predict_split(
-            reader, predict, variables, examples, pictures, mesh, config.eval_batch_size,
-            num_threads=config.data.num_threads, probabilities=probabilities,
-        )  # fmt: skip
-
-    def evaluate_dev(variables) -> dict[str, float]:
-        scores = reader.report(dev, predictions_of(variables, dev))
-        return {name: scores[name] for name in ("precision", "recall", "f1")}
+    settings = OptimizerSettings(experiment.steps, experiment.rates(), config.weight_decay, config.warmup, config.clip)
+    optimizer = make_optimizer(settings, experiment.groups(variables["params"]))
+    step = make_train_step(experiment.loss(), optimizer, mesh, accumulate=config.accumulate)
 
     # ---- loop
-    meta = {
-        "config": json.loads(json.dumps(config.to_dict())),
-        "dataset": command.dataset_meta(dataset),
-        "versions": package_versions(),
-        **reader.to_meta(),
-    }
+    meta |= {"versions": package_versions(), **experiment.to_meta()}
     with workdirs.claimed_workdir(workdir, identity):
         outcome = train(
             workdir=workdir,
             state=create_state(variables, optimizer, seed=config.seed),
             step_function=step,
-            batches=batches,
-            evaluate=evaluate_dev,
+            batches=experiment.batches,
+            evaluate=experiment.evaluate_dev,
             meta=meta,
             mesh=mesh,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             num_threads=config.data.num_threads,
             num_workers=config.data.num_workers,
+            **experiment.loop,
         )
 
-        # ---- test, once, with the best epoch on dev; what is said of it comes from the JSON beside its weights
+        # ---- test, once, with the best step on dev; what is said of it comes from the JSON beside its weights
         variables, kept = restore_best(workdir, mesh)
-        best, scores = kept["best"], {}
-        for split, encoded in (("dev", dev), ("test", reader.encode(dataset.splits["test"], say="test"))):
-            predictions = predictions_of(variables, encoded, probabilities=True)
-            scores[split] = reader.report(encoded, predictions)
-            if jax.process_index() == 0:
-                path = workdir / "predictions" / f"{split}.jsonl"
-                about = command.about_predictions(dataset, split, kept)
-                command.write_predictions(path, reader, encoded, predictions, about)
+        seconds = outcome["seconds_per_step"]
         report = {
             "task": config.task,
-            "variant": model.variant,
-            "ablation": ablation_name(model),
-            "dataset": dataset.info.name,
-            "data": meta["dataset"],
-            "labels_sha256": dict(dataset.info.labels_sha256),
-            "label_version": dataset.label_version,
-            "leaky_phrases": dataset.info.leaky_phrases,
-            "leaky_regions": dataset.info.leaky_regions,
+            "data": experiment.data_meta,
             "seed": config.seed,
-            "fraction": config.data.fraction,
-            "train_posts": {"used": len(records), "of": len(dataset.splits["train"])},
-            "best_epoch": best["epoch"],
-            "dev": {name: best[name] for name in ("precision", "recall", "f1")},
-            "test": scores["test"],
-            "seconds_per_step": outcome["seconds_per_step"],
+            **experiment.results(variables, kept, workdir),
+            "seconds_per_step": seconds,
+            "examples_per_second": config.batch_size / seconds if seconds else None,
             "compile_seconds": outcome["compile_seconds"],
             "steps": outcome["steps"],
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+            "parameters": parameters,
             "devices": mesh.size,
             "platform": jax.default_backend(),
             "versions": meta["versions"],
         }
         if jax.process_index() == 0:
             command.write_json(workdir / workdirs.REPORT, report)
-            show(report, dataset)
+            experiment.show(report)
         return report
-
-
-def show(report: dict[str, Any], dataset: Dataset) -> None:
-    """Print the report."""
-    posts = report["train_posts"]
-    part = f"{100 * report['fraction']:g} % of train ({posts['used']} of {posts['of']} posts), "
-    title = (
-        f"{report['dataset']} test, variant {report['variant']}, left out: {report['ablation']}, "
-        f"{part if report['fraction'] < 1 else ''}seed {report['seed']} "
-        f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
-    )
-    print(format_report(report["task"], report["test"], title, dataset.info, dataset.label_version), flush=True)

@@ -31,8 +31,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.on_error": _among("raise", "skip"),
     "data.max_pieces": _at_least(3),  # [CLS], one piece, [SEP]
     "data.max_phrase_pieces": _at_least(1),
-    "data.picture_size": _at_least(1),
-    "data.picture_resize": _at_least(1),
+    "data.picture_size": _at_least(0),
+    "data.picture_resize": _at_least(0),
     "data.picture_longest": _at_least(1),
     "data.feature_cache_dtype": _among("float32", "float16"),
     "data.num_threads": _at_least(1),
@@ -52,6 +52,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": _above(0),
     "lr_encoder": _at_least(0),
     "lr_fusion": _above(0),
+    "lr_crf": _at_least(0),
     "weight_decay": _at_least(0),
     "warmup": (lambda value: 0 <= value <= 1, "a share from 0 to 1"),
     "clip": _above(0),

@@ -162,7 +162,7 @@ def test_torchvision_names_give_torchvisions_maps(config):
                 tensor.copy_(torch.rand(tensor.shape) + 0.5)
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     pixels = np.random.default_rng(0).normal(size=(2, 40, 32, 3)).astype(np.float32)
-    maps, _ = ResNetEncoder(config).apply(convert.resnet_params(state, config), pixels, train=False)
+    maps = ResNetEncoder(config).apply(convert.resnet_params(state, config), pixels, train=False).stages[-1]
     with torch.no_grad():
         expected = model(torch.tensor(pixels.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(maps, expected, atol=1e-5 * np.abs(expected).max())

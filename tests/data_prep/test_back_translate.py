@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusion_parts import FAST, STEPS, Folders, pixels
 from PIL import Image
 
 from data_prep import back_translate as stage
@@ -18,6 +17,7 @@ from data_prep.back_translate import Options, prompt_of, read_metadata, stripped
 from data_prep.diffusion.sampler import Drawing, Generator, seed_of
 from data_prep.diffusion.weights import ExtraMissingError, load_model
 from data_prep.stages.frame import Selection
+from tests.diffusion_parts import FAST, STEPS, Folders, pixels
 from tmrjax.files import DataError
 from tmrjax.records import Generated, Record, read_dataset, write_dataset
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from release_reference import ReleasedNER, ReleasedRE
-from test_convert import TorchvisionResNet
 
+from tests.convert.test_convert import TorchvisionResNet
+from tests.release_reference import ReleasedNER, ReleasedRE
 from tmrjax.convert import ner_from_release, re_from_release
 from tmrjax.encoders.picture.resnet import ResNetConfig
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusion_parts import FAST, PROMPTS, STEPS, Folders, diffusers, pixels, torch_pictures
 from PIL import Image
 
 from data_prep.diffusion.folder import SCHEDULERS, open_folder
 from data_prep.diffusion.sampler import Drawing, Generator, denoise, initial_noise, seed_of
 from data_prep.diffusion.weights import build_scheduler, load_model
+from tests.diffusion_parts import FAST, PROMPTS, STEPS, Folders, diffusers, pixels, torch_pictures
 
 SEEDS = [seed_of(prompt) for prompt in PROMPTS]
 # float32 on both sides, but Flax computes GELU by its tanh formula and GroupNorm with another epsilon.

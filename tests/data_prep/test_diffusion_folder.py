@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from diffusion_parts import Folders
 from safetensors.numpy import load_file, save_file
 
 from data_prep import make_tiny_diffusion
 from data_prep.diffusion.folder import SCHEDULERS, open_folder
 from data_prep.diffusion.weights import ExtraMissingError, import_flax, load_model
+from tests.diffusion_parts import Folders
 from tmrjax.files import DataError
 
 UNET, VAE = "diffusion_pytorch_model.safetensors", "diffusion_flax_model.msgpack"

@@ -20,7 +20,7 @@ from data_prep.make_demo import make_demo
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.files import DataError
-from tmrjax.pictures.decode import load_picture, picture_to_pixels
+from tmrjax.pictures.decode import load_picture
 from tmrjax.records import read_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,7 +228,8 @@ def test_a_small_linear_reader_tells_the_scenes_apart():
         generator = np.random.default_rng(seed)
         labels = generator.integers(len(scenes), size=count)
         pictures = [demo_drawer.draw(scenes[label], generator).picture for label in labels]
-        small = [picture_to_pixels(picture.resize((8, 8), Image.Resampling.BOX), 8, 8).ravel() for picture in pictures]
+        pixels = [np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float64).ravel() for picture in pictures]
+        small = [values / 64 - 2 for values in pixels]
         return np.c_[np.array(small), np.ones(count)], labels
 
     inputs, labels = sample(0, 600)

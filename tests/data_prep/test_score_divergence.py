@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_divergence import TINY, released_state
 from transformers import BertTokenizerFast
 
 from data_prep import convert_release
@@ -16,6 +15,7 @@ from data_prep.score_divergence import NAME, Scorer, main, mean_scores, score_di
 from data_prep.stages.frame import Selection
 from experiments import evaluate_mde
 from tests.corpus_pictures import encoded, picture
+from tests.divergence.test_divergence import TINY, released_state
 from tmrjax.divergence import DivergenceEstimator, score
 from tmrjax.divergence.pictures import PairPictureSettings, estimator_pixels
 from tmrjax.divergence.pipeline import PairTextSettings, collate_inputs, encode_text

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from killed_stage import shout
 
 from data_prep.stages import frame as stages
 from data_prep.stages.command import stage_table
 from data_prep.stages.frame import Selection, file_digest, run_stage
+from tests.killed_stage import shout
 from tmrjax.files import DataError
 from tmrjax.records import Record, read_dataset, read_info, write_dataset
 

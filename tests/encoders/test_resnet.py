@@ -62,10 +62,8 @@ def compare_with_torch(config: ResNetConfig, pixels: np.ndarray, *, seed: int, t
 
     @jax.jit
     def loss(params):
-        (maps, _), updated = encoder.apply(
-            {**variables, "params": params}, pixels, train=train, mutable=["batch_stats"]
-        )
-        return jnp.sum(maps * weights), (maps, updated)
+        states, updated = encoder.apply({**variables, "params": params}, pixels, train=train, mutable=["batch_stats"])
+        return jnp.sum(states.stages[-1] * weights), (states.stages[-1], updated)
 
     gradient, (maps, updated) = jax.grad(loss, has_aux=True)(variables["params"])
     expected = expected.detach().numpy()
@@ -114,7 +112,7 @@ def test_maps_and_gradients_equal_torch_at_real_sizes(config):
     with torch.no_grad():
         model = torch_resnet(config, seed=0)
         expected = run_torch(model, pixels).numpy()
-    maps, _ = jax.jit(lambda v: ResNetEncoder(config).apply(v, pixels, train=False))(
+    maps = jax.jit(lambda v: ResNetEncoder(config).apply(v, pixels, train=False).stages[-1])(
         resnet_params(numpy_state(model), config)
     )
     np.testing.assert_allclose(maps / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-5)
@@ -138,7 +136,7 @@ def test_the_cpus_convolution_is_the_convolution(size, stride, monkeypatch):
 
 
 def test_other_platforms_keep_plain_convolutions(bottleneck, monkeypatch):
-    run = jax.jit(lambda pixels: ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=False)[0])
+    run = jax.jit(lambda pixels: ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=False).tokens)
     convolutions = {}
     for platform in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
@@ -154,35 +152,37 @@ def bottleneck():
     return resnet_params(numpy_state(torch_resnet(BOTTLENECK)), BOTTLENECK)
 
 
-def test_intermediates_are_torchs_hidden_states(bottleneck):
+def test_stages_tokens_and_pooled_are_torchs(bottleneck):
     pixels = pictures(2, 32, 32)
     with torch.no_grad():
         expected = torch_resnet(BOTTLENECK)(
             torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True
         ).hidden_states
-    maps, intermediates = ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=False)
-    assert list(intermediates) == ["stem", "stage_0", "stage_1"]
-    for ours, theirs in zip(intermediates.values(), expected, strict=True):
+    tokens, pooled, stages = ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=False)
+    for ours, theirs in zip(stages, expected[1:], strict=True):  # theirs begin with the stem's
         np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4, rtol=1e-5)
-    np.testing.assert_array_equal(maps, intermediates["stage_1"])
+    last = expected[-1].numpy()
+    np.testing.assert_allclose(tokens, last.reshape(2, 12, 16).swapaxes(1, 2), atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(pooled, last.mean((2, 3)), atol=1e-4, rtol=1e-5)
 
 
 def test_real_sizes_give_seven_by_seven_maps():
     for config in (ResNetConfig.resnet50(), ResNetConfig.resnet101()):
         encoder = ResNetEncoder(config)
         pixels = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-        (maps, _), _ = jax.eval_shape(
-            lambda x, e=encoder: e.init_with_output(jax.random.key(0), x, train=False), pixels
-        )
-        assert maps.shape == (2, 7, 7, 2048)
+        states, _ = jax.eval_shape(lambda x, e=encoder: e.init_with_output(jax.random.key(0), x, train=False), pixels)
+        assert states.tokens.shape == (2, 49, 2048) and states.pooled.shape == (2, 2048)
+        assert [stage.shape for stage in states.stages] == [
+            (2, side, side, channels) for side, channels in ((56, 256), (28, 512), (14, 1024), (7, 2048))
+        ]
         assert (config.feature_size, config.stride, config.map_size(224), config.map_size(225)) == (2048, 32, 7, 8)
 
 
 def test_frozen_statistics_stay_and_train_changes_nothing(bottleneck):
     pixels = pictures(2, 16, 16)
     encoder = ResNetEncoder(BOTTLENECK)
-    (maps, _), updated = encoder.apply(bottleneck, pixels, train=True, mutable=["batch_stats"])
-    np.testing.assert_array_equal(maps, encoder.apply(bottleneck, pixels, train=False)[0])
+    states, updated = encoder.apply(bottleneck, pixels, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(states.tokens, encoder.apply(bottleneck, pixels, train=False).tokens)
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], bottleneck["batch_stats"])
 
 
@@ -190,7 +190,7 @@ def test_pictures_do_not_influence_each_other(bottleneck):
     pixels = pictures(3, 16, 16)
     other = pixels.copy()
     other[1] = 100
-    run = jax.jit(lambda pixels: ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=True)[0])
+    run = jax.jit(lambda pixels: ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=True).tokens)
     np.testing.assert_array_equal(run(pixels)[::2], run(other)[::2])
 
 
@@ -204,13 +204,32 @@ def test_absent_pictures_have_no_influence_on_batch_statistics(bottleneck):
     def run(pixels, mask):
         return encoder.apply(bottleneck, pixels, train=True, mask=mask, mutable=["batch_stats"])
 
-    (maps, _), updated = run(pixels, mask)
-    (alone, _), updated_alone = run(pixels[mask], np.array([True, True]))
-    np.testing.assert_allclose(maps[mask], alone, atol=1e-4)
+    states, updated = run(pixels, mask)
+    alone, updated_alone = run(pixels[mask], np.array([True, True]))
+    np.testing.assert_allclose(states.tokens[mask], alone.tokens, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), updated, updated_alone)
-    (nothing, _), unchanged = run(pixels, np.zeros(4, bool))
-    assert np.isfinite(nothing).all()
+    nothing, unchanged = run(pixels, np.zeros(4, bool))
+    assert np.isfinite(nothing.tokens).all()
     jax.tree.map(np.testing.assert_array_equal, unchanged["batch_stats"], bottleneck["batch_stats"])
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_blocks_that_are_computed_again_change_nothing(bottleneck, batch_norm):
+    pixels, mask = pictures(2, 16, 16), np.array([True, False])
+
+    def run(params, remat):
+        encoder = ResNetEncoder(BOTTLENECK, batch_norm=batch_norm, remat=remat)
+        variables = {**bottleneck, "params": params}
+        states, updated = encoder.apply(variables, pixels, train=True, mask=mask, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(states.tokens)), updated
+
+    gradients = jax.jit(jax.grad(run, has_aux=True), static_argnums=1)
+    kept, again = (gradients(bottleneck["params"], remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), kept, again)
+    program = jax.make_jaxpr(jax.grad(run, has_aux=True), static_argnums=1)
+    assert "remat" in str(program(bottleneck["params"], True)) and "remat" not in str(
+        program(bottleneck["params"], False)
+    )
 
 
 def test_initialising_leaves_the_statistics_neutral():
@@ -229,7 +248,7 @@ def test_bfloat16_keeps_float32_parameters_and_comes_close(bottleneck):
     @jax.jit
     def run(variables):
         exact = ResNetEncoder(BOTTLENECK)
-        return encoder.apply(variables, pixels, train=False)[0], exact.apply(variables, pixels, train=False)[0]
+        return [module.apply(variables, pixels, train=False).tokens for module in (encoder, exact)]
 
     maps, exact = run(bottleneck)
     assert maps.dtype == jnp.bfloat16

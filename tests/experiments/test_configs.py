@@ -18,13 +18,13 @@ def test_every_named_config_is_locked_allowed_and_told_of(module, name):
 
 def test_the_figures_of_the_readme_have_their_settings_in_configs(tmp_path):
     text = mner.get_config("twitter2017_text")
-    assert (text.model.variant, text.epochs, text.batch_size) == ("text", 5, 16)
+    assert (text.method, text.epochs, text.batch_size) == ("bert_crf", 5, 16)
     assert (text.lr_encoder, text.lr_fusion) == (5e-5, 1e-2)
     command = real_text.command(tmp_path, tmp_path, tmp_path / "run", seed=3)
     assert "--config=experiments/configs/mner.py:twitter2017_text" in command
     assert [item for item in command if "lr_" in item or "epochs" in item] == []
-    for name, variant in (("mnre_text", "text"), ("mnre_leaky", "paper")):
+    for name, method in (("mnre_text", "mtb"), ("mnre_leaky", "tmr")):
         config = mre.get_config(name)
-        assert (config.model.variant, config.epochs, config.lr_encoder, config.lr_fusion) == (variant, 3, 5e-5, 1e-3)
+        assert (config.method, config.epochs, config.lr_encoder, config.lr_fusion) == (method, 3, 5e-5, 1e-3)
     pairs = mde.get_config("pairs")
     assert (pairs.data.picture_square, pairs.data.picture_size, pairs.steps, pairs.sizes.patch) == (True, 96, 800, 32)

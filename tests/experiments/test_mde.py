@@ -16,8 +16,9 @@ import pytest
 import transformers
 from PIL import Image
 
-from experiments import evaluate_mde, mde
+from experiments import evaluate_mde
 from experiments.configs.mde import get_config
+from experiments.lib import experiment, pairs
 from experiments.lib.build_estimator import build_estimator, initial_variables
 from experiments.lib.loop import Compiled, Timer
 from tmrjax.divergence import score
@@ -99,7 +100,7 @@ def small_config(corpus: Path, **changes):
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("runs") / "contrast"
-    return workdir, mde.run(small_config(corpus), workdir)
+    return workdir, experiment.run(small_config(corpus), workdir)
 
 
 def losses(workdir: Path) -> list[float]:
@@ -115,7 +116,7 @@ def test_a_run_leaves_a_report_and_a_checkpoint_of_its_best_step(finished, corpu
     )  # fmt: skip
     assert report["data"]["synthetic"] and report["data"]["pairs"]["dev"] == dict.fromkeys(CLASSES, 15)
     assert set(report["dev"]) == {"macro_f1", "micro_f1", "ece", "log_loss"}
-    assert report["best_step"] in (6, 12, 18) and report["pictures_per_second"] > 0
+    assert report["best_step"] in (6, 12, 18) and report["examples_per_second"] > 0
     assert report["test"]["records"] == 37 and report["test_out_of_domain"]["records"] == 20
     assert sum(sum(row.values()) for row in report["test"]["confusion"].values()) == 37
     evaluations = [
@@ -155,7 +156,7 @@ def test_a_checkpoint_stands_alone_and_scores_pairs_by_itself(finished):
 
 
 def test_an_interrupted_run_ends_as_if_it_never_was(finished, corpus, tmp_path, monkeypatch):
-    evaluate_split, calls = mde.evaluate_split, []
+    evaluate_split, calls = pairs.evaluate_split, []
 
     def interrupted(*arguments):
         calls.append(len(calls))
@@ -163,12 +164,12 @@ def test_an_interrupted_run_ends_as_if_it_never_was(finished, corpus, tmp_path, 
             signal.raise_signal(signal.SIGTERM)
         return evaluate_split(*arguments)
 
-    monkeypatch.setattr(mde, "evaluate_split", interrupted)
+    monkeypatch.setattr(pairs, "evaluate_split", interrupted)
     workdir = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:
-        mde.run(small_config(corpus), workdir)
+        experiment.run(small_config(corpus), workdir)
     assert stopped.value.code == 128 + signal.SIGTERM and not (workdir / "report.json").exists()
-    report = mde.run(small_config(corpus), workdir)
+    report = experiment.run(small_config(corpus), workdir)
     first, second = (load_best(path)[0]["params"] for path in (workdir, finished[0]))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert report["test"] == finished[1]["test"] and losses(workdir) == losses(finished[0])
@@ -207,20 +208,20 @@ def test_the_contrast_over_two_processes_is_that_of_one(finished, corpus, tmp_pa
 
 def test_what_cannot_be_trained_is_said_before_anything_is_computed(corpus, tmp_path):
     with pytest.raises(ValueError, match="no corpus was given"):
-        mde.run(get_config("base"), tmp_path / "a")
+        experiment.run(get_config("base"), tmp_path / "a")
     with pytest.raises(DataError, match="no such file"):
-        mde.run(small_config(tmp_path), tmp_path / "b")
+        experiment.run(small_config(tmp_path), tmp_path / "b")
     one_missing = make_corpus(tmp_path / "two", train=make_pairs(6, 0, classes=(0, 2)), dev=make_pairs(3, 1))
     with pytest.raises(DataError, match="no pair of the class complement in the split 'train'"):
-        mde.run(small_config(one_missing), tmp_path / "c")
+        experiment.run(small_config(one_missing), tmp_path / "c")
     with pytest.raises(ValueError, match="choose_by is 'f1'; expected one of macro_f1, micro_f1, ece, log_loss"):
-        mde.run(small_config(corpus, choose_by="f1"), tmp_path / "g")
+        experiment.run(small_config(corpus, choose_by="f1"), tmp_path / "g")
     with pytest.raises(ValueError, match="no mode 'contrast'"):
-        mde.run(small_config(corpus, mode="contrast"), tmp_path / "d")
+        experiment.run(small_config(corpus, mode="contrast"), tmp_path / "d")
     with pytest.raises(FileNotFoundError, match=r"no such folder\. Give a Hugging Face ViLT"):
-        mde.run(small_config(corpus, **{"text_encoder.folder": str(tmp_path / "none")}), tmp_path / "e")
+        experiment.run(small_config(corpus, **{"text_encoder.folder": str(tmp_path / "none")}), tmp_path / "e")
     with pytest.raises(ValueError, match=r"pictures are cut to multiples of 8|expected a multiple of 8"):
-        mde.run(small_config(corpus, **{"data.picture_size": 12}), tmp_path / "f")
+        experiment.run(small_config(corpus, **{"data.picture_size": 12}), tmp_path / "f")
     assert [path.name for path in tmp_path.iterdir()] == ["two"]  # a start that failed claims nothing
 
 

@@ -24,6 +24,7 @@ from data_prep.make_demo import make_demo
 from experiments import evaluate
 from experiments.configs.mner import get_config
 from experiments.lib import build, command, experiment, workdirs
+from experiments.lib.posts import PostExperiment
 from experiments.lib.settings import buckets_of, check_settings
 from tmrjax.predict import Predictor
 from tmrjax.records import read_dataset, write_dataset
@@ -48,8 +49,8 @@ def world(tmp_path_factory) -> Path:
 LONG = {"epochs": 12, "lr_encoder": 3e-3, "lr_fusion": 1e-2, "devices": 2, "log_every": 6, "batch_size": 14}
 
 
-def small_config(world: Path, **changes):
-    config = get_config("demo")
+def small_config(world: Path, method: str = "tmr", **changes):
+    config = get_config("demo", method)
     config.update_from_flattened_dict({"data.root": str(world), **SMALL, **changes})
     return config
 
@@ -72,7 +73,7 @@ def predictor(finished) -> Predictor:
 def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
     workdir, report = finished
     assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(report))
-    assert (report["task"], report["variant"], report["dataset"], report["devices"]) == ("ner", "paper", "demo", 2)
+    assert (report["task"], report["method"], report["dataset"], report["devices"]) == ("ner", "tmr", "demo", 2)
     assert report["data"]["synthetic"] and not report["leaky_phrases"] and report["steps"] == 36
     assert {"precision", "recall", "f1"} <= set(report["dev"]) and "lenient_f1" in report["test"]
     assert report["seconds_per_step"] > 0 and report["compile_seconds"] > 0
@@ -121,12 +122,13 @@ def test_a_part_of_the_training_posts_does_not_look_like_all_of_them(finished, w
     report = finished[1]
     posts = len(read_dataset(world).splits["train"])
     assert report["fraction"] == 1 and report["train_posts"] == {"used": posts, "of": posts}
-    experiment.show(report, read_dataset(world))
+    show = PostExperiment(small_config(world)).show
+    show(report)
     assert "% of train" not in capsys.readouterr().out
-    experiment.show(report | {"fraction": 0.1, "train_posts": {"used": 4, "of": 40}}, read_dataset(world))
+    show(report | {"fraction": 0.1, "train_posts": {"used": 4, "of": 40}})
     assert "left out: none, 10 % of train (4 of 40 posts), seed 0" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match=r"report\.json: damaged or of an older version"):
-        workdirs.finished_report(broken_copy(finished[0]), lambda found: experiment.show(found, read_dataset(world)))
+        workdirs.finished_report(broken_copy(finished[0]), show)
 
 
 def broken_copy(workdir: Path) -> Path:
@@ -311,12 +313,12 @@ def starts_from(config, world: Path, folder: Path) -> None:
     for name, path in (("text_encoder", text), ("picture_encoder", picture)):
         config[name].folder, config[name].weights = str(path), "pretrained"
     dataset = read_dataset(world)
-    reader = build.build_reader(config, dataset)
-    variables = build.initial_variables(config, dataset, reader)
+    system = build.build_system(config, dataset)
+    variables = build.initial_variables(config, dataset, system)
     ours, stem = variables["params"]["bert"], variables["params"]["picture_encoder"]["resnet"]["stem"]
     equal = np.testing.assert_array_equal
     equal(ours["embeddings"]["word"]["embedding"], bert["embeddings.word_embeddings.weight"])
-    for layer in range(reader.model.bert.num_hidden_layers):
+    for layer in range(system.method.text.num_hidden_layers):
         theirs = f"encoder.layer.{layer}"
         equal(ours[f"layer_{layer}"]["attention"]["query"]["kernel"].T, bert[f"{theirs}.attention.self.query.weight"])
         equal(ours[f"layer_{layer}"]["output"]["kernel"].T, bert[f"{theirs}.output.dense.weight"])
@@ -328,7 +330,7 @@ def starts_from(config, world: Path, folder: Path) -> None:
     equal(statistics["mean"], resnet[f"{first}.normalization.running_mean"])
     equal(statistics["var"], resnet[f"{first}.normalization.running_var"])
     config.text_encoder.weights = config.picture_encoder.weights = "random"
-    other = build.initial_variables(config, dataset, reader)["params"]
+    other = build.initial_variables(config, dataset, system)["params"]
     assert np.abs(other["bert"]["embeddings"]["word"]["embedding"] - ours["embeddings"]["word"]["embedding"]).max() > 0
 
 
@@ -340,7 +342,7 @@ def test_a_run_with_pretrained_encoders_starts_from_exactly_their_weights(world,
 
 
 def command_line(world: Path, workdir: Path, *extra: str) -> list[str]:
-    overrides = {"data.root": world, "model.variant": "text", **SMALL, **dict(item.split("=", 1) for item in extra)}
+    overrides = {"method": "bert_crf", "data.root": world, **SMALL, **dict(item.split("=", 1) for item in extra)}
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     config = "--config=experiments/configs/mner.py:demo"
     return [sys.executable, "experiments/mner.py", config, f"--workdir={workdir}", *flags]

@@ -8,15 +8,16 @@ import signal
 import jax
 import numpy as np
 import pytest
-from test_mner import LONG, SMALL, starts_from
 
 from data_prep.make_demo import make_demo
 from experiments import evaluate
 from experiments.configs.mre import get_config
 from experiments.lib import experiment, loop
+from tests.experiments.test_mner import LONG, SMALL, starts_from
 from tmrjax.files import DataError
-from tmrjax.predict import Predictor, reader_from_meta
+from tmrjax.predict import Predictor
 from tmrjax.records import label_versions, read_dataset, write_dataset
+from tmrjax.tasks import system_from_meta
 from tmrjax.tasks.report import relation_report
 from tmrjax.text.splitting import split_words
 from tmrjax.training.checkpoints import CheckpointError, load_best
@@ -31,8 +32,8 @@ def world(tmp_path_factory):
     return root
 
 
-def small_config(world, **changes):
-    config = get_config("demo")
+def small_config(world, method="tmr", **changes):
+    config = get_config("demo", method)
     config.update_from_flattened_dict({"data.root": str(world), **SMALL, **changes})
     return config
 
@@ -51,7 +52,7 @@ def predictor(finished):
 def test_a_run_leaves_a_report(finished, world):
     workdir, report = finished
     assert json.loads((workdir / "report.json").read_text()) == json.loads(json.dumps(report))
-    assert (report["task"], report["variant"], report["dataset"]) == ("re", "paper", "demo-relations")
+    assert (report["task"], report["method"], report["dataset"]) == ("re", "tmr", "demo-relations")
     assert report["data"]["synthetic"] and not report["leaky_phrases"]
     assert {"precision", "recall", "f1", "accuracy", "per_label", "confusion"} <= set(report["test"])
     gold = [record.relation for record in read_dataset(world).splits["test"]]
@@ -184,11 +185,11 @@ def test_a_checkpoint_of_the_other_task_is_refused(predictor, finished):
     with pytest.raises(CheckpointError, match=r"one for 're': it has \.relations\(\), not \.entities\(\)"):
         predictor.entities({"text": "Ada"})
     with pytest.raises(CheckpointError, match="the task 'mde'; expected one of ner, re"):
-        reader_from_meta({"task": "mde"})
+        system_from_meta({"task": "mde"})
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path, monkeypatch):
-    config = small_config(world, **{"model.variant": "text", "epochs": 3, "checkpoint_every": 0})
+    config = small_config(world, "mtb", epochs=3, checkpoint_every=0)
     experiment.run(config, tmp_path / "whole")
     monkeypatch.setattr(loop.StopSignal, "agreed", lambda _, step: signal.SIGTERM if step == 8 else 0)
     with pytest.raises(loop.Interrupted):
@@ -236,7 +237,7 @@ def test_leaks_are_warned_of_and_marked(world, tmp_path, caplog, capsys):
     write_dataset(tmp_path / "data", info, splits)
     for folder in ("text_encoder", "picture_encoder"):
         (tmp_path / "data" / folder).symlink_to(world / folder)
-    config = small_config(tmp_path / "data", **{"model.variant": "text", "epochs": 1})
+    config = small_config(tmp_path / "data", "mtb", epochs=1)
     report = experiment.run(config, tmp_path / "run")
     table = capsys.readouterr().out
     again = evaluate.evaluate(tmp_path / "run", "dev", devices=1)

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_predict import random_variables, text_reader, tokenizer  # noqa: F401 - fixtures
 
 from experiments import predict
 from experiments.lib.journal import Journal
+from tests.prediction.test_predict import random_variables, text_reader, tokenizer  # noqa: F401 - fixtures
 from tmrjax.files import DataError
 from tmrjax.training.checkpoints import BEST, CheckpointError, CheckpointStore
 

@@ -8,14 +8,17 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_models import BERT, FEATURES, PATCHES, layer_norm, softmax, spoil
-from test_models import RESNET as PICTURES
 
-from tmrjax.models import TMRForRE, model_from_dict, model_to_dict
+from tests.test_models import BERT, FEATURES, PATCHES, layer_norm, softmax, spoil
+from tests.test_models import RESNET as PICTURES
+from tmrjax.heads.relation_head import RelationHead
+from tmrjax.methods.base import method_from_dict, method_to_dict
+from tmrjax.models import TMRForRE
 from tmrjax.training.sharding import make_mesh, replicate, shard_batch
-from tmrjax.training.step import classification_loss, create_state, make_classification_step, make_train_step
+from tmrjax.training.step import create_state, make_loss, make_predict_step, make_train_step
 
 B, T, P, RELATIONS = 4, 8, 5, 6
+HEAD = RelationHead(tuple("abcdef"))
 
 
 def make_model(**options) -> TMRForRE:
@@ -140,11 +143,11 @@ def test_the_loss_is_torchs_cross_entropy_over_posts_on_any_devices(batch, varia
     results = []
     for devices in (1, 4):
         mesh = make_mesh(devices)
-        step = make_train_step(classification_loss(model), optimizer, mesh)
+        step = make_train_step(make_loss(model.method(), HEAD), optimizer, mesh)
         state = replicate(create_state(jax.tree.map(np.asarray, variables), optimizer, seed=0), mesh)
         state, values = step(state, shard_batch(batch, mesh))
         assert float(values["loss"]) == pytest.approx(float(expected), rel=1e-5)
-        predict = make_classification_step(model, mesh)
+        predict = make_predict_step(model.method(), HEAD, mesh)
         results.append((state.params, predict(replicate(variables, mesh), shard_batch(batch, mesh))["probabilities"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *results)
     np.testing.assert_allclose(results[0][1], torch.softmax(logits, -1), atol=1e-6)
@@ -152,4 +155,6 @@ def test_the_loss_is_torchs_cross_entropy_over_posts_on_any_devices(batch, varia
 
 def test_a_model_survives_json():
     model = make_model(dtype=jnp.bfloat16, resnet=PICTURES)
-    assert model_from_dict("re", json.loads(json.dumps(model_to_dict(model)))) == model
+    assert (
+        method_from_dict(type(model.method()), json.loads(json.dumps(method_to_dict(model.method())))) == model.method()
+    )

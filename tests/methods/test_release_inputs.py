@@ -12,17 +12,19 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from release_reference import ReleasedNER, ReleasedRE
 from safetensors.numpy import save_file
-from test_convert import TorchvisionResNet
-from test_preprocessing import averaged, whole_then_crop
 
 from data_prep import convert_release
 from experiments.evaluate import evaluate
+from tests.convert.test_convert import TorchvisionResNet
+from tests.pictures.test_preprocessing import averaged, whole_then_crop
+from tests.release_reference import ReleasedNER, ReleasedRE
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.inputs.collate import Collator
-from tmrjax.predict import Predictor, reader_from_meta
+from tmrjax.pictures.preprocessing import PictureSettings
+from tmrjax.predict import Predictor
 from tmrjax.records import Generated, Record, write_dataset
+from tmrjax.tasks import system_from_meta
 from tmrjax.training.checkpoints import load_best
 
 LENGTH, SIZE = 12, 224
@@ -182,6 +184,8 @@ def assert_same(batch, expected, task):
     for name, array in expected.items():
         found = batch[name][: len(array)]
         if name.endswith(("image", "regions")):
+            there = batch[f"{name.removesuffix('s')}_mask"][: len(array), ..., None, None, None]
+            found = np.where(there, PictureSettings().normalise(found), 0)  # as the model reads it
             # One of 255 levels, in the units of the array.
             level = 1.001 if task == "re" and name.endswith("image") else 2.001 / 255 / 0.224
             np.testing.assert_allclose(found, array, atol=level, err_msg=name)
@@ -225,7 +229,7 @@ def test_evaluation_and_prediction_read_what_the_released_code_reads(released, v
     # The reference's batch through the released equations gives what the checkpoint makes of its own batch. Where what
     # is missing is masked, that holds for the post that has everything.
     rows = slice(0, 2 if missing == "zeros" else 1)
-    apply = jax.jit(lambda variables, batch: predictor.reader.model.apply(variables, batch, train=False)[0])
+    apply = jax.jit(lambda variables, batch: predictor.system.model.apply(variables, batch, train=False)[0])
     found = np.asarray(apply(jax.device_get(predictor.variables), evaluated))[rows]
     theirs = released_output(model, expected, task)[rows]
     np.testing.assert_allclose(found, theirs, atol=0.02 * np.abs(theirs).max())
@@ -242,7 +246,7 @@ def test_the_checkpoint_and_the_command_say_what_was_converted(released, vocabul
     assert phrases in said and "missing pictures and regions are zeros" in said
     meta = load_best(run)[1]
     assert authors in meta["source"]["authors"] and "ResNet-8" in meta["source"]["encoders"]
-    again = reader_from_meta(json.loads(json.dumps(meta)))
+    again = system_from_meta(json.loads(json.dumps(meta)))
     assert again.pictures.missing == "zeros" and again.pictures.regions == "torchvision"
     with pytest.raises(ValueError, match=r"data\.feature_cache=False"):
         again.features(tmp_path, [], {}, tmp_path)
@@ -269,6 +273,6 @@ def test_a_checkpoint_from_before_these_settings_reads_as_it_did(released, vocab
     meta = load_best(converted(released, vocabulary, tmp_path / "run"))[1]
     old = {name: meta["pictures"][name] for name in ("size", "resize")}
     text = {name: value for name, value in meta["text"].items() if name != "phrases"}
-    again = reader_from_meta(meta | {"pictures": old, "text": text | {"max_phrase_pieces": 4}})
-    assert again.pictures.ours and again.text.phrases == "pieces" and again.text.phrase_length == 6
+    again = system_from_meta(meta | {"pictures": old, "text": text | {"max_phrase_pieces": 4}})
+    assert again.pictures == PictureSettings() and again.text.phrases == "pieces" and again.text.phrase_length == 6
     assert "convert_release.py" in caplog.text and "again" in caplog.text

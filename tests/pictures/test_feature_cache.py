@@ -12,17 +12,30 @@ import pytest
 from PIL import Image
 
 from tmrjax.pictures.cache import FeatureCache, PictureRequest
-from tmrjax.pictures.decode import PictureError, load_picture, picture_to_pixels, region_to_pixels
+from tmrjax.pictures.decode import PictureError, load_picture
+from tmrjax.pictures.preprocessing import PictureSettings
 
-SIZE, RESIZE, BATCH = 8, 10, 4
+SIZE, BATCH = 8, 4
+SETTINGS = PictureSettings(SIZE, 10)
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
 
 
 def maps_of(batch):
     """Stands in for a ResNet: 4 patches of 5 channels, each from its own quarter of the picture alone."""
     half = SIZE // 2
-    quarters = batch.reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 4, 3)
+    quarters = SETTINGS.normalise(batch).reshape(-1, 2, half, 2, half, 3).mean((2, 4)).reshape(-1, 4, 3)
     return quarters @ WEIGHTS
+
+
+def tokens_of(batch):
+    return {"tokens": maps_of(batch)}
+
+
+def states_of(batch):
+    """All that an encoder gives; the stages are of unlike shapes."""
+    maps = maps_of(batch)
+    stages = (maps[:, :, None, :3], maps.reshape(-1, 2, 2, 5) + 1, maps[:, :1, None])
+    return {"pooled": maps.mean(1), "stages": stages, "tokens": maps}
 
 
 class Encoder:
@@ -32,12 +45,12 @@ class Encoder:
         self.calls, self.pictures, self.stop_at = 0, 0, stop_at
 
     def __call__(self, batch):
-        assert batch.shape == (BATCH, SIZE, SIZE, 3) and batch.dtype == np.float32
+        assert batch.shape == (BATCH, SIZE, SIZE, 3) and batch.dtype == np.uint8
         if self.stop_at is not None and self.calls == self.stop_at:
             raise KeyboardInterrupt
         self.calls += 1
         self.pictures += int(np.any(batch, axis=(1, 2, 3)).sum())
-        return maps_of(batch)
+        return tokens_of(batch)
 
 
 @pytest.fixture
@@ -54,11 +67,10 @@ def requests(tmp_path):
     return [*(PictureRequest(path, None) for path in paths), *(PictureRequest(path, box) for path in paths[:4])]
 
 
-def build(directory, requests, encoder=maps_of, **options):
+def build(directory, requests, encoder=tokens_of, **options):
     settings = {
         "encoder_identity": {"weights": "w"},
-        "size": SIZE,
-        "resize": RESIZE,
+        "settings": SETTINGS,
         "batch_size": BATCH,
         "progress": False,
     }
@@ -67,18 +79,16 @@ def build(directory, requests, encoder=maps_of, **options):
 
 def direct(request):
     picture = load_picture(request.path)
-    if request.box is None:
-        pixels = picture_to_pixels(picture, SIZE, RESIZE)
-    else:
-        pixels = region_to_pixels(picture, request.box, SIZE)
+    pixels = SETTINGS.whole_pixels(picture) if request.box is None else SETTINGS.region_pixels(picture, request.box)
     return maps_of(pixels[None])[0]
 
 
 def check(cache, requests, tolerance=1e-6):
     for request in requests:
         assert request in cache
-        assert cache[request].dtype == np.float32
-        np.testing.assert_allclose(cache[request], direct(request), atol=tolerance)
+        (tokens,) = cache[request].values()
+        assert tokens.dtype == np.float32
+        np.testing.assert_allclose(tokens, direct(request), atol=tolerance)
 
 
 def test_maps_are_those_of_the_encoder_and_computed_once(tmp_path, requests):
@@ -95,7 +105,11 @@ def test_maps_are_those_of_the_encoder_and_computed_once(tmp_path, requests):
 def test_another_picture_box_size_or_weight_is_another_map(tmp_path, requests):
     directory = tmp_path / "cache"
     build(directory, requests[:1])
-    for options in ({"encoder_identity": {"weights": "v"}}, {"resize": RESIZE + 1}, {"dtype": "float16"}):
+    for options in (
+        {"encoder_identity": {"weights": "v"}},
+        {"settings": PictureSettings(SIZE, 11)},
+        {"dtype": "float16"},
+    ):
         encoder = Encoder()
         build(directory, requests[:1], encoder, **options)
         assert encoder.pictures == 1
@@ -170,15 +184,15 @@ def test_half_precision_halves_the_file(tmp_path, requests):
 
 def test_maps_that_do_not_fit_are_refused(tmp_path, requests):
     with pytest.raises(ValueError, match="NaN or infinity as float16"):
-        build(tmp_path / "a", requests, lambda batch: maps_of(batch) * 1e6, dtype="float16")
+        build(tmp_path / "a", requests, lambda batch: {"tokens": maps_of(batch) * 1e6}, dtype="float16")
     build(tmp_path / "b", requests[:1])
     with pytest.raises(ValueError, match=r"\(4, 4\).*\(4, 5\)"):
-        build(tmp_path / "b", requests, lambda batch: maps_of(batch)[..., :4])
+        build(tmp_path / "b", requests, lambda batch: {"tokens": maps_of(batch)[..., :4]})
 
 
 def test_what_was_not_asked_for_is_not_there(tmp_path, requests):
     cache = build(tmp_path / "cache", requests[:3])
-    assert requests[3] not in cache and cache.feature_shape == (4, 5)
+    assert requests[3] not in cache and cache.shapes == {"tokens": (4, 5)}
     with pytest.raises(KeyError, match="not in the feature cache"):
         cache[requests[3]]
 
@@ -214,14 +228,14 @@ def test_builds_of_one_shard_wait_for_each_other(tmp_path, requests):
 def test_a_killed_process_leaves_no_lock(tmp_path, requests):
     program = """
 import json, os, sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, os.path.join("tests", "pictures"))
 import test_feature_cache as here
 from tmrjax.pictures.cache import PictureRequest
 directory, paths = json.loads(sys.argv[1])
 calls = []
 def encode(batch):
     calls.append(1)
-    return here.maps_of(batch) if len(calls) < 3 else os._exit(9)
+    return here.tokens_of(batch) if len(calls) < 3 else os._exit(9)
 here.build(directory, [PictureRequest(path, None) for path in paths], encode)
 """
     paths = [str(request.path) for request in requests[:9]]
@@ -266,7 +280,7 @@ def test_no_damage_gives_another_map(tmp_path, requests, ending):
         cache = build(directory, requests, encoder)
         computed += encoder.pictures
         for request, maps in zip(requests, expected, strict=True):
-            np.testing.assert_allclose(cache[request], maps, atol=1e-6)
+            np.testing.assert_allclose(cache[request]["tokens"], maps, atol=1e-6)
         check(build(directory, requests, Encoder(stop_at=0)), requests[:2])  # and now it is whole
     assert ending == "json" or computed > 80
 
@@ -297,3 +311,63 @@ def test_an_encoder_of_another_type_or_with_another_flag_has_maps_of_its_own(tmp
         build(tmp_path / "cache", requests[:1], encoder, encoder_identity=identity)
         assert encoder.pictures == 1
     assert len(list((tmp_path / "cache").iterdir())) == len(identities)
+
+
+@pytest.mark.parametrize("keep", [("pooled",), ("stages",), ("stages", "tokens"), ("tokens", "pooled", "stages")])
+def test_what_is_asked_for_is_kept_and_nothing_else(tmp_path, requests, keep):
+    cache = build(tmp_path / "cache", requests, states_of, keep=keep)
+    assert set(cache.shapes) == set(keep)
+    numbers = sum({"tokens": 20, "pooled": 5, "stages": 12 + 20 + 5}[name] for name in keep)
+    assert shard(tmp_path / "cache", "maps").stat().st_size == 13 * numbers * 4
+    again = build(tmp_path / "cache", requests, Encoder(stop_at=0), keep=keep)
+    for opened in (cache, again, pickle.loads(pickle.dumps(cache))):
+        for request in requests:
+            found, expected = opened[request], direct(request)
+            assert set(found) == set(keep) and [len(part) for part in found.get("stages", ())] in ([4, 2, 1], [])
+            of_all = {"tokens": (expected,), "pooled": (expected.mean(0),)}
+            of_all["stages"] = (expected[:, None, :3], expected.reshape(2, 2, 5) + 1, expected[:1, None])
+            for name in keep:
+                parts = found[name] if name == "stages" else (found[name],)
+                for part, values in zip(parts, of_all[name], strict=True):
+                    assert part.dtype == np.float32
+                    np.testing.assert_allclose(part, values, atol=1e-6)
+    blank = again.empty()
+    assert set(blank) == set(keep) and not any(np.any(part) for value in blank.values() for part in value)
+    if "pooled" in keep:
+        assert blank["pooled"].shape == (5,)
+    if "stages" in keep:
+        assert [part.shape for part in blank["stages"]] == [(4, 1, 3), (2, 2, 5), (1, 1, 5)]
+
+
+def test_other_things_kept_are_another_cache_and_their_order_is_none(tmp_path, requests):
+    directory = tmp_path / "cache"
+    for keep in (("tokens",), ("pooled",), ("tokens", "pooled")):
+        build(directory, requests[:1], states_of, keep=keep)
+    assert len(list(directory.iterdir())) == 3
+    build(directory, requests[:1], Encoder(stop_at=0), keep=("pooled", "tokens"))
+    assert len(list(directory.iterdir())) == 3
+
+
+def test_an_older_cache_is_left_alone(tmp_path, requests):
+    old = tmp_path / "cache" / "0123456789abcdef"
+    old.mkdir(parents=True)
+    files = {
+        "cache.json": b'{"format": 2, "shape": [4, 5]}',
+        "shard-00000.maps": b"\1" * 80,
+        "shard-00000.keys": b"x\n",
+    }
+    for name, content in files.items():
+        (old / name).write_bytes(content)
+    check(build(tmp_path / "cache", requests), requests)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == files
+
+
+def test_what_cannot_be_kept_is_named(tmp_path, requests):
+    with pytest.raises(ValueError, match=r"asked to keep \['logits'\]; expected some of tokens, pooled, stages"):
+        build(tmp_path, requests, keep=("logits",))
+    with pytest.raises(ValueError, match="asked to keep \\[\\]"):
+        build(tmp_path, requests, keep=())
+    with pytest.raises(ValueError, match="this encoder gives no pooled; it gives tokens"):
+        build(tmp_path, requests, keep=("tokens", "pooled"))
+    with pytest.raises(ValueError, match="reads pictures as bytes"):
+        build(tmp_path, requests, settings=PictureSettings(SIZE, 10, missing="zeros"))

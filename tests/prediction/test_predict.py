@@ -14,7 +14,7 @@ from PIL import Image
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.files import DataError
-from tmrjax.inputs.examples import TextSettings
+from tmrjax.inputs.settings import TextSettings
 from tmrjax.models import TMRForNER, TMRForRE
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.predict import Predictor
@@ -41,9 +41,9 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(folder)
 
 
-def random_variables(reader):
+def random_variables(system):
     """Large random weights, so that something is found."""
-    variables = jax.eval_shape(lambda: reader.model.init(jax.random.key(0), reader.dummy_batch(), train=False))
+    variables = jax.eval_shape(lambda: system.method.init(jax.random.key(0), system.dummy_batch(), train=False))
     generator = np.random.default_rng(3)
     variables = jax.tree.map(lambda x: generator.normal(0, 0.7, x.shape).astype(np.float32), variables)
     if "batch_stats" in variables:  # variances
@@ -54,14 +54,14 @@ def random_variables(reader):
     return variables
 
 
-def make(reader, **options) -> Predictor:
-    return Predictor(reader, random_variables(reader), {}, devices=1, **options)
+def make(system, **options) -> Predictor:
+    return Predictor(system, random_variables(system), {}, devices=1, **options)
 
 
 @pytest.fixture(scope="module")
 def text_reader(tokenizer):
     model = TMRForNER(bert=BERT, num_tags=5, variant="text")
-    return Tagger(model, ("PER", "LOC"), tokenizer, TextSettings(12, 3), PictureSettings(), buckets=(12,))
+    return Tagger(model.method(), ("PER", "LOC"), tokenizer, TextSettings(12, 3), PictureSettings(), buckets=(12,))
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,17 @@ def predictor(text_reader):
 @pytest.fixture(scope="module")
 def with_pictures(tokenizer):
     model = TMRForNER(bert=BERT, resnet=RESNET, num_tags=5, num_heads=2, use_back_translation=False)
-    return make(Tagger(model, ("PER", "LOC"), tokenizer, TextSettings(12, 3), PictureSettings(8, 8), buckets=(12,)))
+    return make(
+        Tagger(model.method(), ("PER", "LOC"), tokenizer, TextSettings(12, 3), PictureSettings(8, 8), buckets=(12,))
+    )
 
 
 @pytest.fixture(scope="module")
 def relations(tokenizer):
     model = TMRForRE(bert=BERT, num_relations=2, variant="text")
-    return make(RelationClassifier(model, ("None", "in"), tokenizer, TextSettings(12, 3), PictureSettings(), (12,)))
+    return make(
+        RelationClassifier(model.method(), ("None", "in"), tokenizer, TextSettings(12, 3), PictureSettings(), (12,))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +238,7 @@ def test_paths_may_lead_out_where_asked(with_pictures, root):
 
 
 def test_warnings_come_once_and_speak_of_prediction(with_pictures, caplog):
-    predictor = make(with_pictures.reader)
+    predictor = make(with_pictures.system)
     for _ in range(3):
         predictor.entities(["Jordan", "at the harbour"])
     predictor.entities(["zzz yyy xxx"] * 8)
@@ -247,8 +251,8 @@ def test_warnings_come_once_and_speak_of_prediction(with_pictures, caplog):
 # ---------------------------------------------------------------------- words
 
 
-def split_like(reader, splitting) -> Predictor:
-    return make(dataclasses.replace(reader, text=dataclasses.replace(reader.text, word_splitting=splitting)))
+def split_like(system, splitting) -> Predictor:
+    return make(dataclasses.replace(system, text=dataclasses.replace(system.text, word_splitting=splitting)))
 
 
 def test_raw_text_is_read_as_the_tokens_that_the_model_was_trained_on(text_reader):

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from test_records import BARE, NER, PAIR, RE, RECORD, edit, put, put_generated
 
+from tests.records.test_records import BARE, NER, PAIR, RE, RECORD, edit, put, put_generated
 from tmrjax.files import FolderOfFiles, sha256
 from tmrjax.records import DataError, DatasetInfo, Record, read_dataset, read_records, write_dataset
 

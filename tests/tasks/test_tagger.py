@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from release_reference import ReleasedNER
 from safetensors.numpy import save_file
-from test_convert import TorchvisionResNet
 
 from data_prep import convert_release
 from experiments.configs.mner import get_config
 from experiments.lib import build
+from tests.convert.test_convert import TorchvisionResNet
+from tests.release_reference import ReleasedNER
 from tmrjax import crf
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
-from tmrjax.inputs.examples import RELEASE_TAGS, TextSettings
+from tmrjax.heads.crf_head import constrain
+from tmrjax.inputs.base import Reading
+from tmrjax.inputs.labels import RELEASE_TAGS
+from tmrjax.inputs.settings import TextSettings
 from tmrjax.models import TMRForNER
 from tmrjax.predict import Predictor
 from tmrjax.records import DatasetInfo, Record
@@ -32,7 +35,6 @@ from tmrjax.text.tags import spans_from_tags
 from tmrjax.text.tokenizers import load_tokenizer
 from tmrjax.training.checkpoints import load_best
 from tmrjax.training.sharding import make_mesh, replicate
-from tmrjax.training.step import constrain
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "jordan", "har", "##bour", "at", "the"]
 
@@ -52,12 +54,14 @@ def tagger(vocabulary):
     )  # fmt: skip
     model = TMRForNER(bert=bert, num_tags=5, variant="text")
     labels = ("PER", "LOC")
-    return Tagger(model, labels, load_tokenizer(vocabulary), TextSettings(8, 3), PictureSettings(), buckets=(8,))
+    return Tagger(
+        model.method(), labels, load_tokenizer(vocabulary), TextSettings(8, 3), PictureSettings(), buckets=(8,)
+    )
 
 
 @pytest.fixture(scope="module")
 def variables(tagger):
-    variables = jax.jit(lambda key: tagger.model.init(key, tagger.dummy_batch(), train=False))(jax.random.key(0))
+    variables = jax.jit(lambda key: tagger.method.init(key, tagger.dummy_batch(), train=False))(jax.random.key(0))
     generator = np.random.default_rng(0)
     return jax.tree.map(lambda x: generator.normal(0, 0.7, x.shape).astype(np.float32), variables)
 
@@ -103,9 +107,9 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
         kept = example.pieces.words
         if len(kept) > 3 or not prediction.spans:
             continue
-        output, _ = jax.jit(lambda v, b: tagger.model.apply(v, b, train=False))(
+        output = jax.jit(lambda v, b: tagger.method.apply(v, b, train=False))(
             variables, tagger.collator(None)([example], 8)
-        )
+        ).scores
         params = constrain(crf.CRFParams(**jax.tree.map(jnp.asarray, variables["params"]["crf"])), tagger.tags)
         weights = enumerated(output[0, : len(kept)], params)
         for span, probability in zip(prediction.spans, prediction.probabilities, strict=True):
@@ -135,12 +139,12 @@ LONG = Record(id="long", tokens=WORDS_OF_LONG, tags=("O",) * 7)
 
 
 def emissions_of(tagger, variables, record):
-    """[words, 5] of a post that fits, without Reader.predict."""
+    """[words, 5] of a post that fits, without System.predict."""
     [example] = without_windows(tagger).encode([record])
     assert not example.pieces.cut
-    output, _ = jax.jit(lambda v, b: tagger.model.apply(v, b, train=False))(
+    output = jax.jit(lambda v, b: tagger.method.apply(v, b, train=False))(
         variables, tagger.collator(None)([example], 8)
-    )
+    ).scores
     return np.asarray(output[0, : len(record.tokens)])
 
 
@@ -184,7 +188,10 @@ def test_windows_of_training_own_every_word_once_and_begin_outside_of_entities(t
     [example] = tagger.encode([dataclasses.replace(LONG, tags=tags)])
     rows = tagger.training_rows([example])
     assert [row.pieces.words for row in rows] == [[0, 1], [2, 3, 4, 5, 6]]
-    assert [tagger.tag_set.decode(row.tags)[0] for row in rows] == ["O", "B-PER"]
+    assert [tagger.tag_set.decode(tagger.gold.row(row, Reading(None, tagger.text))["tags"])[0] for row in rows] == [
+        "O",
+        "B-PER",
+    ]
     assert [row.pieces.word_starts for row in rows] == [[1, 2], [2, 3, 4, 5, 6]]
     names = [tagger.tokenizer.convert_ids_to_tokens(row.pieces.input_ids) for row in rows]
     assert names[0] == ["[CLS]", *(word.lower() for word in WORDS_OF_LONG[:6]), "[SEP]"]
@@ -210,7 +217,7 @@ def test_a_long_post_of_the_released_tagger_keeps_its_limit_and_says_so(tagger, 
     tagger = dataclasses.replace(
         tagger,
         text=dataclasses.replace(tagger.text, piece_tags=True),
-        model=dataclasses.replace(tagger.model, num_tags=13),
+        method=dataclasses.replace(tagger.method, num_labels=13),
     )
     [example] = tagger.encode([Record(id="c", tokens=("at",) * 9)])
     assert example.pieces.cut == [6, 7, 8] and len(tagger.rows(example)) == 1
@@ -298,7 +305,7 @@ def test_released_weights_become_a_checkpoint_that_predicts(vocabulary, tmp_path
         result = predictor.entities({"text": "Jordan at the harbour"})
         assert [entity["text"] for entity in result["entities"]] == ["Jordan", "at", "the", "harbour"]
     else:
-        with pytest.raises(ValueError, match="has no ResNet"):
+        with pytest.raises(ValueError, match="has no picture encoder"):
             predictor.entities({"text": "Jordan at the harbour"})
 
 

@@ -11,20 +11,12 @@ import pytest
 from tmrjax import crf
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
+from tmrjax.heads.crf_head import CRFHead, constrain
 from tmrjax.models import TMRForNER
 from tmrjax.text.tags import TagSet, spans_from_tags
+from tmrjax.training.optimizer import OptimizerSettings, is_kernel, make_optimizer, parameter_groups, schedule
 from tmrjax.training.sharding import check_batch_size, make_mesh, replicate, shard_batch
-from tmrjax.training.step import (
-    OptimizerSettings,
-    constrain,
-    create_state,
-    is_kernel,
-    make_optimizer,
-    make_tagging_step,
-    make_train_step,
-    schedule,
-    tagging_loss,
-)
+from tmrjax.training.step import create_state, make_loss, make_predict_step, make_train_step
 
 TAGS = TagSet(("PER", "LOC")).tags
 BERT = BertConfig(
@@ -33,7 +25,8 @@ BERT = BertConfig(
 )  # fmt: skip
 RESNET = ResNetConfig(embedding_size=4, hidden_sizes=(6,), depths=(1,), layer_type="basic")
 B, T, W = 16, 6, 4
-SETTINGS = OptimizerSettings(steps=10, lr_encoder=1e-2, lr_fusion=3e-2)
+SETTINGS = OptimizerSettings(steps=10, rates={"encoder": 1e-2, "fusion": 3e-2, "crf": 3e-2})
+HEAD = CRFHead(TAGS)
 
 
 def make_batch(rows=B, seed=0, pixels=False):
@@ -64,6 +57,10 @@ def make_model(**options):
     return TMRForNER(**{"bert": BERT, "num_tags": 5, "num_heads": 2, "dropout": 0.0, **options})
 
 
+def groups(model, params):
+    return parameter_groups(params, model.method().rates, model.method().frozen)
+
+
 @functools.cache
 def initial(model):
     batch = make_batch(1, pixels=model.resnet is not None)
@@ -74,8 +71,8 @@ def run(model, batches, *, devices=1, accumulate=1, settings=None):
     """Plain gradient descent unless settings are given: Adam would blow rounding up where a gradient is zero."""
     mesh = make_mesh(devices)
     variables = initial(model)
-    optimizer = optax.sgd(0.1) if settings is None else make_optimizer(settings, variables["params"], model.frozen)
-    step = make_train_step(tagging_loss(model), optimizer, mesh, accumulate=accumulate)
+    optimizer = optax.sgd(0.1) if settings is None else make_optimizer(settings, groups(model, variables["params"]))
+    step = make_train_step(make_loss(model.method(), HEAD), optimizer, mesh, accumulate=accumulate)
     state = replicate(create_state(variables, optimizer, seed=0), mesh)
     losses = []
     for batch in batches:
@@ -157,7 +154,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood():
 
 def test_groups_learn_at_their_own_rates_and_frozen_ones_not_at_all():
     model = make_model(freeze_pictures=True, resnet=RESNET)
-    settings = OptimizerSettings(steps=10, lr_encoder=0.0, lr_fusion=1e-2, warmup=0.0)
+    settings = OptimizerSettings(steps=10, rates={"encoder": 0.0, "fusion": 1e-2, "crf": 1e-2}, warmup=0.0)
     before, (after, _) = initial(model)["params"], run(model, [make_batch(pixels=True)] * 2, settings=settings)
     moved = {
         name: max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (tree, after.params[name])), strict=True))
@@ -166,8 +163,8 @@ def test_groups_learn_at_their_own_rates_and_frozen_ones_not_at_all():
     assert moved["bert"] == moved["picture_encoder"] == 0
     assert min(moved[name] for name in ("crf", "emission", "grain_fusion", "text_fusion", "visual_projection")) > 0
     sizes = sum(leaf.size for leaf in jax.tree.leaves(before["picture_encoder"]))
-    full = make_optimizer(SETTINGS, before).init(before)
-    frozen = make_optimizer(SETTINGS, before, model.frozen).init(before)
+    trained = make_model(resnet=RESNET)
+    full, frozen = (make_optimizer(SETTINGS, groups(one, before)).init(before) for one in (trained, model))
     count = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (full, frozen)]
     assert count[0] - count[1] == 2 * sizes  # no moments for what is frozen
 
@@ -183,7 +180,9 @@ def test_only_kernels_decay():
 def test_one_update_is_clipped_adamw_by_hand():
     """Against the textbook: g clipped, m and v from zero, bias-corrected, decay on kernels, rate of the group."""
     model, batch = make_model(), make_batch()
-    settings = OptimizerSettings(steps=4, lr_encoder=1e-2, lr_fusion=3e-2, weight_decay=0.1, warmup=0.25, clip=0.01)
+    settings = OptimizerSettings(
+        4, {"encoder": 1e-2, "fusion": 3e-2, "crf": 3e-2}, weight_decay=0.1, warmup=0.25, clip=0.01
+    )
     params = initial(model)["params"]
     (first, _), (second, _) = run(model, [batch], settings=settings), run(model, [batch] * 2, settings=settings)
     # The first step's rate is 0, so the second sees the same gradient again: m / (1 - b1^2) = g, v likewise g².
@@ -227,7 +226,7 @@ def test_predictions_do_not_depend_on_the_number_of_devices():
     results = []
     for devices in (1, 8):
         mesh = make_mesh(devices)
-        predict = make_tagging_step(model, mesh, tags=TAGS)
+        predict = make_predict_step(model.method(), HEAD, mesh)
         results.append(np.asarray(predict(replicate(initial(model), mesh), shard_batch(batch, mesh))["tags"]))
     np.testing.assert_array_equal(*results)
 
@@ -243,8 +242,8 @@ def test_training_in_bfloat16_learns_with_float32_parameters():
     """The mode of a GPU: gradients finite, the loss falls, and nothing that is kept is bfloat16."""
     model, mesh, batch = make_model(dtype=jnp.bfloat16), make_mesh(1), make_batch()
     variables = initial(model)
-    optimizer = make_optimizer(SETTINGS, variables["params"], model.frozen)
-    step = make_train_step(tagging_loss(model), optimizer, mesh)
+    optimizer = make_optimizer(SETTINGS, groups(model, variables["params"]))
+    step = make_train_step(make_loss(model.method(), HEAD), optimizer, mesh)
     state, values = replicate(create_state(variables, optimizer, seed=0), mesh), []
     for _ in range(8):
         state, found = step(state, shard_batch(batch, mesh))

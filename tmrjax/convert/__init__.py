@@ -5,10 +5,13 @@ knowingly. ``fill`` applies it: whatever is missing, left over or of another sha
 Nothing here needs torch.
 """
 
-from tmrjax.convert.encoders import bert_params, bert_shapes, bert_table, resnet_params, resnet_shapes, resnet_table
+from tmrjax.convert.bert import bert_table
+from tmrjax.convert.pictures import clip_table, picture_shapes, picture_variables, swin_table, vit_table
 from tmrjax.convert.release import ner_from_release, re_from_release
+from tmrjax.convert.resnet import resnet_params, resnet_shapes, resnet_table
 from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_dict
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
+from tmrjax.convert.text import bert_params, bert_shapes, text_params, text_shapes
 from tmrjax.convert.vilt import mde_from_release, vilt_params, vilt_shapes, vilt_table
 
 __all__ = [
@@ -20,9 +23,12 @@ __all__ = [
     "bert_params",
     "bert_shapes",
     "bert_table",
+    "clip_table",
     "fill",
     "mde_from_release",
     "ner_from_release",
+    "picture_shapes",
+    "picture_variables",
     "re_from_release",
     "read_config",
     "read_state_dict",
@@ -30,8 +36,12 @@ __all__ = [
     "resnet_shapes",
     "resnet_table",
     "shapes_of",
+    "swin_table",
+    "text_params",
+    "text_shapes",
     "vilt_params",
     "vilt_shapes",
     "vilt_table",
+    "vit_table",
     "without_prefix",
 ]

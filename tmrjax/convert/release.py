@@ -13,12 +13,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.convert.encoders import BERT_DROPPED, RESNET_DROPPED, bert_table, resnet_table
+from tmrjax.convert.bert import BERT_DROPPED, bert_table
+from tmrjax.convert.resnet import RESNET_DROPPED, resnet_table
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.methods.tmr_release import EXTENDED_SIZE
-from tmrjax.models import TMR, TMRForNER, TMRForRE
+from tmrjax.models import TMRForNER, TMRForRE
 from tmrjax.records.schema import NUM_REGIONS
 
 RESNET_PREFIX = "model_resnet50."  # whatever its depth is: the released NER model keeps a ResNet-101 under this name
@@ -169,7 +170,7 @@ def _rows(state_dict: Mapping[str, np.ndarray], name: str) -> int:
 
 
 def _fill_release(
-    model: TMR,
+    model: TMRForNER | TMRForRE,
     state_dict: Mapping[str, np.ndarray],
     layers: Mapping[str, str],
     table: list[Entry],
@@ -197,7 +198,7 @@ def _fill_release(
     return fill(state_dict, table, shapes, dropped=dropped, what=what)
 
 
-def _smallest_batch(model: TMR, length: int, feature_size: int) -> dict[str, Any]:
+def _smallest_batch(model: TMRForNER | TMRForRE, length: int, feature_size: int) -> dict[str, Any]:
     """One row with every key of either task, to trace the model with."""
     batch: dict[str, Any] = {
         "input_ids": jnp.zeros((1, length), jnp.int32),
@@ -207,7 +208,7 @@ def _smallest_batch(model: TMR, length: int, feature_size: int) -> dict[str, Any
         "phrase_ids": jnp.zeros((1, 2), jnp.int32),
         "phrase_mask": jnp.ones((1, 2), bool),
     }
-    for prefix in model.prefixes:
+    for prefix in model.method().pictures.prefixes:
         if model.resnet is None:
             batch[f"{prefix}image_features"] = jnp.zeros((1, 1, feature_size))
             batch[f"{prefix}region_features"] = jnp.zeros((1, NUM_REGIONS, 1, feature_size))

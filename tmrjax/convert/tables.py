@@ -27,6 +27,19 @@ LINEAR = (1, 0)  # torch.nn.Linear has [out, in]
 CONVOLUTION = (2, 3, 1, 0)  # torch.nn.Conv2d has [out, in, height, width]
 
 
+def linear(theirs: str, ours: str, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+    """A linear layer, or one of the equal parts of a fused one."""
+    return [
+        Entry(f"{theirs}.weight", f"{ours}/kernel", LINEAR, part),
+        Entry(f"{theirs}.bias", f"{ours}/bias", None, part),
+    ]
+
+
+def layer_norm(theirs: str, ours: str) -> list[Entry]:
+    """A layer norm."""
+    return [Entry(f"{theirs}.weight", f"{ours}/scale"), Entry(f"{theirs}.bias", f"{ours}/bias")]
+
+
 def fill(
     state_dict: Mapping[str, np.ndarray],
     table: Iterable[Entry],

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
+from tmrjax.convert.tables import CONVOLUTION, Entry, fill, layer_norm, linear, shapes_of, without_prefix
 from tmrjax.divergence import DivergenceEstimator
 from tmrjax.encoders.joint.vilt import ViltConfig, ViltEncoder
 
@@ -25,23 +25,12 @@ MDE_DROPPED = (r"(mlm|itm|mpp)_score\..*", r"rank_output\..*", r"(.*\.)?position
 RELEASED_EPSILON, RELEASED_TEXT_EPSILON = 1e-6, 1e-12
 
 
-def _linear(theirs: str, ours: str, part: tuple[int, int] = (0, 1)) -> list[Entry]:
-    return [
-        Entry(f"{theirs}.weight", f"{ours}/kernel", LINEAR, part),
-        Entry(f"{theirs}.bias", f"{ours}/bias", None, part),
-    ]
-
-
-def _layer_norm(theirs: str, ours: str) -> list[Entry]:
-    return [Entry(f"{theirs}.weight", f"{ours}/scale"), Entry(f"{theirs}.bias", f"{ours}/bias")]
-
-
 def _text_embeddings(theirs: str, ours: str) -> list[Entry]:
     table = [
         Entry(f"{theirs}.{name}_embeddings.weight", f"{ours}/{name}/embedding")
         for name in ("word", "position", "token_type")
     ]
-    return table + _layer_norm(f"{theirs}.LayerNorm", f"{ours}/norm")
+    return table + layer_norm(f"{theirs}.LayerNorm", f"{ours}/norm")
 
 
 def vilt_table(config: ViltConfig) -> list[Entry]:
@@ -56,14 +45,14 @@ def vilt_table(config: ViltConfig) -> list[Entry]:
     ]
     for index in range(config.num_hidden_layers):
         theirs, ours = f"encoder.layer.{index}", f"params/layer_{index}"
-        table += _layer_norm(f"{theirs}.layernorm_before", f"{ours}/attention_norm")
+        table += layer_norm(f"{theirs}.layernorm_before", f"{ours}/attention_norm")
         for name in ("query", "key", "value"):
-            table += _linear(f"{theirs}.attention.attention.{name}", f"{ours}/attention/{name}")
-        table += _linear(f"{theirs}.attention.output.dense", f"{ours}/attention/output")
-        table += _layer_norm(f"{theirs}.layernorm_after", f"{ours}/output_norm")
-        table += _linear(f"{theirs}.intermediate.dense", f"{ours}/intermediate")
-        table += _linear(f"{theirs}.output.dense", f"{ours}/output")
-    return table + _layer_norm("layernorm", "params/norm") + _linear("pooler.dense", "params/pooler")
+            table += linear(f"{theirs}.attention.attention.{name}", f"{ours}/attention/{name}")
+        table += linear(f"{theirs}.attention.output.dense", f"{ours}/attention/output")
+        table += layer_norm(f"{theirs}.layernorm_after", f"{ours}/output_norm")
+        table += linear(f"{theirs}.intermediate.dense", f"{ours}/intermediate")
+        table += linear(f"{theirs}.output.dense", f"{ours}/output")
+    return table + layer_norm("layernorm", "params/norm") + linear("pooler.dense", "params/pooler")
 
 
 def mde_table(config: ViltConfig) -> list[Entry]:
@@ -78,17 +67,17 @@ def mde_table(config: ViltConfig) -> list[Entry]:
     ]
     for index in range(config.num_hidden_layers):
         theirs, ours = f"transformer.blocks.{index}", f"params/vilt/layer_{index}"
-        table += _layer_norm(f"{theirs}.norm1", f"{ours}/attention_norm")
+        table += layer_norm(f"{theirs}.norm1", f"{ours}/attention_norm")
         for part, name in enumerate(("query", "key", "value")):
-            table += _linear(f"{theirs}.attn.qkv", f"{ours}/attention/{name}", (part, 3))
-        table += _linear(f"{theirs}.attn.proj", f"{ours}/attention/output")
-        table += _layer_norm(f"{theirs}.norm2", f"{ours}/output_norm")
-        table += _linear(f"{theirs}.mlp.fc1", f"{ours}/intermediate")
-        table += _linear(f"{theirs}.mlp.fc2", f"{ours}/output")
-    table += _layer_norm("transformer.norm", "params/vilt/norm") + _linear("pooler.dense", "params/vilt/pooler")
-    table += _linear("interaction_classifier.0", "params/head/hidden")
-    table += _layer_norm("interaction_classifier.1", "params/head/norm")
-    return table + _linear("interaction_classifier.3", "params/head/output")
+            table += linear(f"{theirs}.attn.qkv", f"{ours}/attention/{name}", (part, 3))
+        table += linear(f"{theirs}.attn.proj", f"{ours}/attention/output")
+        table += layer_norm(f"{theirs}.norm2", f"{ours}/output_norm")
+        table += linear(f"{theirs}.mlp.fc1", f"{ours}/intermediate")
+        table += linear(f"{theirs}.mlp.fc2", f"{ours}/output")
+    table += layer_norm("transformer.norm", "params/vilt/norm") + linear("pooler.dense", "params/vilt/pooler")
+    table += linear("interaction_classifier.0", "params/head/hidden")
+    table += layer_norm("interaction_classifier.1", "params/head/norm")
+    return table + linear("interaction_classifier.3", "params/head/output")
 
 
 def _smallest_batch(config: ViltConfig) -> dict[str, Any]:

@@ -9,9 +9,6 @@ supervised_contrastive  Eq. 6 on the pooled state; the head learns by cross-entr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,11 +16,10 @@ import optax
 from tmrjax.contrastive import supervised_contrastive_loss
 from tmrjax.divergence import Batch, DivergenceEstimator
 from tmrjax.records.schema import SCORE_CLASSES
+from tmrjax.training.step import Loss
 
 MODES = ("cross_entropy", "negative_sampling", "supervised_contrastive")
 WEAKEN = SCORE_CLASSES.index("weaken")
-
-Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
 
 
 def add_in_domain_negatives(batch: Batch, key: jax.Array, count: int) -> dict[str, jax.Array]:
@@ -62,7 +58,7 @@ def add_in_domain_negatives(batch: Batch, key: jax.Array, count: int) -> dict[st
 
 
 def make_loss(model: DivergenceEstimator, mode: str, *, temperature: float = 0.07, negatives: float = 0.25) -> Loss:
-    """The loss of a training step: ``loss(params, statistics, batch, key) -> (sum over rows, (rows, statistics))``.
+    """The loss of a training step: see :data:`tmrjax.training.step.Loss`.
 
     Cross-entropy is a mean over rows, the contrast a mean over anchors that have positives; neither depends on rows of
     padding nor on the number of devices: negatives and the contrast run over the global batch.
@@ -98,6 +94,6 @@ def make_loss(model: DivergenceEstimator, mode: str, *, temperature: float = 0.0
             same = (labels[:, None] == labels[None, :]) & rows[:, None] & rows[None, :]
             with_positives = (same.sum(axis=1) > 1).sum()
             total += count * anchors.sum() / jnp.maximum(with_positives, 1)
-        return total, (count, statistics)
+        return total, (count, statistics, {})
 
     return loss

@@ -1,1 +1,1 @@
-"""The encoders: BERT for text and ResNet for pictures (§3.2), ViLT for both (§3.4). They need jax and flax alone."""
+"""The encoders of text and of pictures (§3.2), and ViLT for both (§3.4). They need jax and flax alone."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 
@@ -20,14 +21,21 @@ def _gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+def _quick_gelu(x: Array) -> Array:
+    """x · sigmoid(1.702 x), as CLIP has it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
     {
         "gelu": gelu,
         "gelu_new": _gelu_tanh,
         "gelu_pytorch_tanh": _gelu_tanh,
+        "quick_gelu": _quick_gelu,
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,
         "swish": jax.nn.silu,
+        "tanh": jnp.tanh,
     }
 )
 

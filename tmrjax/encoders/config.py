@@ -27,6 +27,7 @@ class TransformerConfig:
         "max_position_embeddings",
     )
     sizes_with_default: ClassVar[tuple[str, ...]] = ("type_vocab_size",)
+    sizes_or_zero: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int
     hidden_size: int
@@ -42,10 +43,11 @@ class TransformerConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*self.sizes, *self.sizes_with_default):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.kind} config: {name} must be a positive integer, got {value!r}")
+        for name in (*self.sizes, *self.sizes_with_default, *self.sizes_or_zero):
+            value, may_be_zero = getattr(self, name), name in self.sizes_or_zero
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if may_be_zero else 1):
+                kind = "an integer of at least 0" if may_be_zero else "a positive integer"
+                raise ValueError(f"{self.kind} config: {name} must be {kind}, got {value!r}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
@@ -56,6 +58,16 @@ class TransformerConfig:
                 f"{self.num_attention_heads}"
             )
         check_activation(self.hidden_act)
+
+    @property
+    def max_length(self) -> int:
+        """The most word pieces that the encoder reads, special ones included."""
+        return self.max_position_embeddings
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the width of the word table: D unless the encoder projects its embeddings."""
+        return self.hidden_size
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Self:
@@ -81,4 +93,4 @@ class TransformerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON, with ``model_type``, which ``from_dict`` and transformers read back."""
-        return {"model_type": self.only_value["model_type"], **dataclasses.asdict(self)}
+        return {"model_type": self.only_value.get("model_type"), **dataclasses.asdict(self)}

@@ -1,4 +1,4 @@
-"""From examples to batches: bucket by length, shuffle by seed, load pictures ahead, shard by process.
+"""From examples to batches: the keys that a method's inputs name, and nothing else.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
 number of workers can resume from (:mod:`tmrjax.inputs.batching`).
@@ -7,177 +7,63 @@ number of workers can resume from (:mod:`tmrjax.inputs.batching`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tmrjax.fusion import NEUTRAL_SCORES
+from tmrjax.inputs.base import Example, Input, Reading
 from tmrjax.inputs.batching import BatchPlan, PlannedBatches
-from tmrjax.inputs.examples import RelationExample, TaggingExample, TextSettings
-from tmrjax.pictures.cache import FeatureCache, PictureRequest
-from tmrjax.pictures.decode import load_picture
-from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Record
-from tmrjax.records.schema import NUM_REGIONS
-
-Example = TaggingExample | RelationExample
-
-
-class PictureSource(Protocol):
-    """Loads the pictures of one record as the arrays of a model's batch, without masks."""
-
-    prefixes: tuple[str, ...]
-    settings: PictureSettings
-
-    def load(self, record: Record) -> dict[str, np.ndarray]:
-        """The arrays of one record, without a batch axis; what it lacks is as in :meth:`empty`."""
-
-    def empty(self) -> dict[str, np.ndarray]:
-        """The arrays of a record without any picture; masks hide them."""
-
-
-def _slots(
-    record: Record, root: Path, prefixes: Sequence[str], settings: PictureSettings
-) -> Iterator[tuple[str, Path, tuple]]:
-    """(prefix, picture, boxes) of the pictures that a record has."""
-    for prefix in prefixes:
-        owner = record.generated if prefix else record
-        if owner is not None and owner.image is not None:
-            read = settings.generated_regions or not prefix
-            yield prefix, root / owner.image, owner.regions[:NUM_REGIONS] if read else ()
-
-
-class PixelSource:
-    """Pictures as pixels: ``{prefix}image`` [S, S, 3] and ``{prefix}regions`` [3, S, S, 3], as ``settings`` say."""
-
-    def __init__(self, root: Path, prefixes: Sequence[str], settings: PictureSettings):
-        self.root, self.prefixes, self.settings = Path(root), tuple(prefixes), settings
-
-    def empty(self) -> dict[str, np.ndarray]:
-        """The arrays of a record without any picture; a mask hides them."""
-        shape = (self.settings.size, self.settings.size, 3)
-        arrays = {}
-        for prefix in self.prefixes:
-            arrays[f"{prefix}image"] = np.zeros(shape, np.float32)
-            arrays[f"{prefix}regions"] = np.zeros((NUM_REGIONS, *shape), np.float32)
-        return arrays
-
-    def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
-        """The picture of a record as RGB."""
-        return load_picture(path)
-
-    def load(self, record: Record) -> dict[str, np.ndarray]:
-        """Decode each picture once, whole and in regions."""
-        arrays = self.empty()
-        for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
-            picture = self.open(record, prefix, path)
-            arrays[f"{prefix}image"] = self.settings.whole_pixels(picture)
-            for i, box in enumerate(boxes):
-                arrays[f"{prefix}regions"][i] = self.settings.region_pixels(picture, box)
-        return arrays
-
-
-class FeatureSource:
-    """Pictures as maps of a frozen ResNet: ``{prefix}image_features`` [P, C], ``{prefix}region_features`` [3, P, C]."""
-
-    settings = PictureSettings()  # the cache is built with our own pixels alone
-
-    def __init__(self, root: Path, prefixes: Sequence[str], cache: FeatureCache):
-        self.root, self.prefixes, self.cache = Path(root), tuple(prefixes), cache
-
-    def empty(self) -> dict[str, np.ndarray]:
-        """The arrays of a record without any picture; a mask hides them."""
-        shape, arrays = self.cache.feature_shape, {}
-        for prefix in self.prefixes:
-            arrays[f"{prefix}image_features"] = np.zeros(shape, np.float32)
-            arrays[f"{prefix}region_features"] = np.zeros((NUM_REGIONS, *shape), np.float32)
-        return arrays
-
-    def load(self, record: Record) -> dict[str, np.ndarray]:
-        """Read the maps from the cache."""
-        arrays = self.empty()
-        for prefix, path, boxes in _slots(record, self.root, self.prefixes, self.settings):
-            arrays[f"{prefix}image_features"] = self.cache[PictureRequest(path, None)]
-            for i, box in enumerate(boxes):
-                arrays[f"{prefix}region_features"][i] = self.cache[PictureRequest(path, box)]
-        return arrays
-
-
-def picture_requests(records: Sequence[Record], root: Path, prefixes: Sequence[str]) -> list[PictureRequest]:
-    """Everything a FeatureSource will ask for."""
-    return [
-        PictureRequest(path, box)
-        for record in records
-        for _, path, boxes in _slots(record, Path(root), prefixes, FeatureSource.settings)
-        for box in (None, *boxes)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """Puts examples of one kind into one batch; pickles.
+    """Puts examples into one batch; pickles.
 
     Attributes:
-        kind: the class of the examples, which names the keys of its task.
-        settings: how long phrases are.
-        pictures: where the pictures come from; None leaves pictures and phrases out.
+        inputs: of the method and the task.
+        reading: without a tokenizer, which is used up by now.
     """
 
-    kind: type[TaggingExample] | type[RelationExample]
-    settings: TextSettings
-    pictures: PictureSource | None
+    inputs: tuple[Input, ...]
+    reading: Reading
 
-    def __call__(self, examples: Sequence[Example | None], length: int) -> dict[str, np.ndarray]:
-        """One batch under the keys of :mod:`tmrjax.models`; ``None`` is a row of padding, with every mask False.
+    def __call__(self, examples: Sequence[Example | None], length: int) -> dict[str, Any]:
+        """One batch; ``None`` is a row of padding, with every mask False.
 
-        ``row_mask`` [B] is False for such rows. A record without scores gets NEUTRAL_SCORES (Eq. 2).
+        ``row_mask`` [B] is False for such rows.
         """
-        pictures, phrase_length = self.pictures, self.settings.phrase_length
-        shapes = {"input_ids": ((length,), np.int32), "attention_mask": ((length,), bool)}
-        if pictures is not None:
-            shapes |= {"phrase_ids": ((phrase_length,), np.int32), "phrase_mask": ((phrase_length,), bool)}
-        shapes |= self.kind.shapes(length, self.settings)
-        batch = {name: np.zeros((len(examples), *shape), dtype) for name, (shape, dtype) in shapes.items()}
+        rows, batch = len(examples), {}
+        for one in self.inputs:
+            batch |= {key: _zeros(shape, rows) for key, shape in one.spec(length, self.reading).items()}
         batch["row_mask"] = np.array([example is not None for example in examples])
         for row, example in enumerate(examples):
-            if example is None:
-                continue
-            values = {"input_ids": example.pieces.input_ids, "attention_mask": [True] * len(example.pieces.input_ids)}
-            if pictures is not None:
-                values |= {"phrase_ids": example.phrase_ids, "phrase_mask": [True] * len(example.phrase_ids)}
-            for name, value in (values | example.values()).items():
-                if np.ndim(value):
-                    batch[name][row, : len(value)] = value
-                else:
-                    batch[name][row] = value
-        return batch if pictures is None else batch | self._pictures(examples)
-
-    def _pictures(self, examples: Sequence[Example | None]) -> dict[str, np.ndarray]:
-        rows, settings = len(examples), self.pictures.settings
-        loaded = [
-            self.pictures.empty() if example is None else self.pictures.load(example.record) for example in examples
-        ]
-        batch = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
-        for prefix in self.pictures.prefixes:
-            image_mask, region_mask = np.zeros(rows, bool), np.zeros((rows, NUM_REGIONS), bool)
-            scores = np.tile(np.asarray(NEUTRAL_SCORES, np.float32), (rows, 1))
-            for row, example in enumerate(examples):
-                if example is None:
-                    continue
-                record = example.record
-                if settings.missing == "zeros":  # what is not there stays zero and counts as a picture
-                    image_mask[row], region_mask[row] = True, True
-                for _, _, boxes in _slots(record, Path(), [prefix], settings):
-                    image_mask[row] = True
-                    region_mask[row, : len(boxes)] = True
-                given = record.generated_scores if prefix else record.scores
-                if given is not None:
-                    scores[row] = given
-            batch |= {f"{prefix}image_mask": image_mask, f"{prefix}region_mask": region_mask, f"{prefix}scores": scores}
+            for one in self.inputs if example is not None else ():
+                for key, value in one.row(example, self.reading).items():
+                    _fill(batch[key], row, value)
         return batch
+
+
+def _zeros(spec: Any, rows: int) -> Any:
+    """An array for ``rows`` rows, or a tuple of arrays for a key that holds several."""
+    if isinstance(spec, list):
+        return tuple(_zeros(part, rows) for part in spec)
+    shape, dtype = spec
+    return np.zeros((rows, *shape), dtype)
+
+
+def _fill(array: Any, row: int, value: Any) -> None:
+    """Put a value into the leading corner of a row."""
+    if isinstance(array, tuple):
+        for part, content in zip(array, value, strict=True):
+            _fill(part, row, content)
+    elif isinstance(value, np.ndarray):
+        array[(row, *(slice(0, size) for size in value.shape))] = value
+    elif np.ndim(value):
+        array[row, : len(value)] = value
+    else:
+        array[row] = value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The arithmetic of the authors' released code, so that their checkpoints can be used.
 
-The released code computes other formulas than the paper does. In the notation of :mod:`tmrjax.models`, with H [T, D]
-the states of the text, H_p [P, D] those of the phrases, F49 [49, C] the map of a whole picture and F_obj [3, 49, C]
+The released code computes other formulas than the paper does. In the notation of :mod:`tmrjax.methods.tmr`, with H [T,
+D] the states of the text, H_p [P, D] those of the phrases, F49 [49, C] the map of a whole picture and F_obj [3, 49, C]
 those of its regions:
 
 Pictures   V = F49 W_p + b [49, D], v̄ = Σ_49 V · R = (Σ_49 F_obj) W_p + b [3, D], r̄ = Σ_3 R. Both grains share W_p.
@@ -19,18 +19,30 @@ RE         x = [H_head; H_tail; (Σ_P H_p) W_ph + b; tanh(u W_e + b); tanh(u' W_
            is all zeros in the released code: every position is attended alike, padding too.
 
 Kept apart from :mod:`tmrjax.fusion` so that neither has to bend to the other. What goes in is not decided here:
-:func:`tmrjax.inputs.examples.phrase_ids_of` and :mod:`tmrjax.pictures.preprocessing` make the phrases and pixels that
+:func:`tmrjax.inputs.phrases.phrase_ids_of` and :mod:`tmrjax.pictures.preprocessing` make the phrases and pixels that
 the released code reads, and a converted checkpoint keeps the settings. One thing is ours: masked pictures contribute
 nothing. The authors fed zeros in their place, which ``--missing=zeros`` of convert_release.py repeats.
 """
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tmrjax.attention import PRECISION, attention_logits
+from tmrjax.attention import PRECISION, attend
+from tmrjax.encoders.dropout import Dropout
+from tmrjax.heads.crf_head import CRFLayer
+from tmrjax.heads.outputs import Outputs
+from tmrjax.inputs.base import Input
+from tmrjax.inputs.marked import Marked
+from tmrjax.inputs.phrases import Phrases
+from tmrjax.inputs.pictures import Pictures
+from tmrjax.inputs.pieces import Pieces
+from tmrjax.inputs.scores import Scores
+from tmrjax.methods.base import Batch, Method
 
 EXTENDED_SIZE = 1024  # of E(u) per position
 COMBINED_SIZE = 1000  # of the layer before the emissions
@@ -53,9 +65,7 @@ class ReleaseFusion(nn.Module):
 
     def _correlation(self, grain, visual, visual_mask, text):
         query, key, value = (getattr(self, f"{role}_{grain}") for role in ("query", "key", "value"))
-        logits = attention_logits("bqd,bsd->bqs", query(visual), key(text))
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        attended = jnp.tanh(jnp.matmul(weights, value(text), precision=PRECISION))
+        attended = jnp.tanh(attend(query(visual), key(text), value(text), precision=PRECISION))
         return jnp.where(visual_mask[..., None], attended, 0).sum(1)
 
     def __call__(self, text, phrases, image, image_mask, regions, region_mask, scores) -> jax.Array:
@@ -141,3 +151,100 @@ class ReleaseRelationFusion(ReleaseFusion):
         return self.combination(
             jnp.concatenate([head, tail, self.phrase_projection(phrases.sum(1)), *extended], axis=-1)
         )
+
+
+class TMRRelease(Method, kw_only=True):
+    """What both tasks share.
+
+    Attributes:
+        use_back_translation: False puts zeros in the place of u'.
+        use_scores: False weighs both grains with 1.
+    """
+
+    use_back_translation: bool = True
+    use_scores: bool = True
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Sentence, phrases, all positions of the whole picture's map and of the regions', scores."""
+        text = Pieces() if self.task == "ner" else Marked()
+        generated = self.use_back_translation
+        return (text, Phrases(), Pictures("tokens", "tokens", generated=generated), Scores(generated=generated))
+
+    @property
+    def left_out(self) -> str:
+        """The ablation, in the words of Table 1."""
+        parts = ["w/o back-translation"] if not self.use_back_translation else []
+        parts += ["w/o divergence scores"] if not self.use_scores else []
+        return ", ".join(parts) or "none"
+
+    def encode(self, batch: Batch, phrase_mask: jax.Array, *, train: bool):
+        """(H, H_p, maps of the pictures); one BERT reads text and phrases."""
+        encoder = self.open_text()
+        text, _ = encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
+        phrases, _ = encoder(batch["phrase_ids"], phrase_mask, train=train)
+        maps = self.read_pictures(batch, train=train)
+        if self.freeze_text:
+            text, phrases = jax.lax.stop_gradient((text, phrases))
+        return text, phrases, maps
+
+    def weigh(self, batch: Batch, fusion: ReleaseFusion, text, phrases, maps: dict[str, Any]) -> dict[str, jax.Array]:
+        """u and u' under the names "picture" and "generated_picture"."""
+        states: dict[str, jax.Array] = {}
+        for prefix in ("", "generated_"):
+            if prefix not in self.pictures.prefixes:
+                states[f"{prefix}picture"] = jnp.zeros_like(states["picture"])
+                continue
+            masks = batch[f"{prefix}image_mask"], batch[f"{prefix}region_mask"]
+            image, regions, scores = maps[f"{prefix}image"], maps[f"{prefix}region"], batch[f"{prefix}scores"]
+            scores = scores if self.use_scores else jnp.ones_like(scores)
+            states[f"{prefix}picture"] = fusion(text, phrases, image, masks[0], regions, masks[1], scores)
+        return states
+
+
+class EntityTMRRelease(TMRRelease, kw_only=True):
+    """Emissions of 13 tags for every word piece.
+
+    Attributes:
+        max_pieces: number of positions of E(u), max_seq: a batch has exactly as many.
+    """
+
+    task: ClassVar[str] = "ner"
+    piece_tags: ClassVar[bool] = True
+    max_pieces: int
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Emissions [B, T, K]; states: "text_states", "phrase_states", "picture", "generated_picture" (u, u')."""
+        text, phrases, maps = self.encode(batch, batch["phrase_mask"].astype(bool), train=train)
+        crf = CRFLayer(self.num_labels, name="crf")()
+        fusion = ReleaseTagFusion(self.text.hidden_size, self.dtype, self.max_pieces, name="release_fusion")
+        states = self.weigh(batch, fusion, text, phrases, maps)
+        combined = fusion.combine(text, states["picture"], states["generated_picture"])
+        combined = Dropout(self.dropout)(combined, deterministic=not train)
+        emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(combined)
+        return Outputs(emissions, crf, states={"text_states": text, "phrase_states": phrases, **states})
+
+
+class RelationTMRRelease(TMRRelease, kw_only=True):
+    """Logits of every relation."""
+
+    task: ClassVar[str] = "re"
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Logits [B, R]; states as for entities, and "representation" [B, 2 D] (before dropout)."""
+        # The authors' phrase mask is all zeros, which attends to every position alike: a mask of ones.
+        text, phrases, maps = self.encode(batch, jnp.ones(batch["phrase_ids"].shape, bool), train=train)
+        rows = jnp.arange(len(text))
+        head, tail = text[rows, batch["head_start"]], text[rows, batch["tail_start"]]
+        fusion = ReleaseRelationFusion(self.text.hidden_size, self.dtype, name="release_fusion")
+        states = self.weigh(batch, fusion, text, phrases, maps)
+        representation = fusion.combine(head, tail, phrases, states["picture"], states["generated_picture"])
+        dropped = Dropout(self.dropout)(representation, deterministic=not train)
+        logits = nn.Dense(self.num_labels, dtype=jnp.float32, name="classifier")(dropped)
+        states = {"text_states": text, "phrase_states": phrases, **states, "representation": representation}
+        return Outputs(logits, states=states)
+
+
+METHODS = (EntityTMRRelease, RelationTMRRelease)

@@ -1,16 +1,19 @@
-"""Maps of a frozen ResNet, computed once and kept: training on a laptop then costs no picture at all.
+"""States of a frozen picture encoder, computed once and kept: training on a laptop then costs no picture at all.
 
-A map is keyed by what it depends on: the bytes of the picture, the box, the sizes of preprocessing, the encoder (its
-weights, its config, the type it computes in). A folder holds one sub-folder per (encoder, preprocessing, dtype)::
+What is kept is chosen: the tokens, the pooled state, the maps of all stages
+(:class:`tmrjax.encoders.base.PictureStates`). Whole pictures and regions have a cache each, or one together where they
+keep the same. States are keyed by what they depend on: the bytes of the picture, the box, the preprocessing, the
+encoder (its weights, its config, the type it computes in). A folder holds one sub-folder per (encoder, preprocessing,
+what is kept, dtype)::
 
-    cache.json             what the cache is of, the shape of a map, a checksum of both
-    shard-00000.maps       rows of raw numbers, one map each
+    cache.json             what the cache is of, the shapes of what it keeps, a checksum of both
+    shard-00000.maps       rows of raw numbers, the states of one request each, one array behind the other
     shard-00000.keys       a line per row: its number, a checksum, the picture's SHA-256 and its box
 
 A row counts once it and its line are written, in this order: an interrupted build loses a batch at most and continues
 where it stopped. The checksum covers number, key and row, and every row that is asked for is checked before it is
-used: what is damaged is computed again, and no damage gives a picture another one's map. Builds of the same shard wait
-for each other; processes that build at once have a shard each.
+used: what is damaged is computed again, and no damage gives a picture another one's states. Builds of the same shard
+wait for each other; processes that build at once have a shard each.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +39,18 @@ except ImportError:  # Windows: there, processes that build at once must differ 
     fcntl = None
 
 from tmrjax.files import DataError, open_regular, parse_json, read_bytes, sha256, write_atomic
-from tmrjax.pictures.decode import PictureError, load_picture, picture_to_pixels, region_to_pixels
+from tmrjax.pictures.decode import PictureError, load_picture
+from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records.schema import Box
 
 logger = logging.getLogger(__name__)
 
+KEEP = ("tokens", "pooled", "stages")
+# By name, without the axis of pictures: an array, or several of them (stages).
+States = Mapping[str, np.ndarray | tuple[np.ndarray, ...]]
+
 _DTYPES = ("float32", "float16")
-_FORMAT = 2  # of the files and of what is done to pixels; part of the identity, so that older caches are left alone
+_FORMAT = 3  # of the files and of what is done to pixels; part of the identity, so that older caches are left alone
 _LINE = re.compile(rb"(0|[1-9][0-9]{0,17}) ([0-9a-f]{8}) ([0-9a-f]{64}(?::[-+.,0-9e]+)?)", re.ASCII)
 
 
@@ -53,10 +62,15 @@ class PictureRequest(NamedTuple):
 
 
 class FeatureCache:
-    """Maps by request; make one with :meth:`build`."""
+    """States by request; make one with :meth:`build`.
 
-    def __init__(self, folder: Path, shape: tuple[int, int], dtype: str, digests: dict[Path, str]):
-        self.folder, self.feature_shape, self.dtype = folder, tuple(shape), dtype
+    Attributes:
+        shapes: of what is kept, by name: one shape, or a tuple of them (stages).
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Any], dtype: str, digests: dict[Path, str]):
+        self.folder, self.shapes, self.dtype = folder, dict(shapes), dtype
+        self._row_size = sum(math.prod(shape) for value in shapes.values() for shape in _several(value))
         self._digests = digests
         self._rows: dict[str, _Row] = {}
         self._maps: dict[Path, np.ndarray] = {}
@@ -70,18 +84,35 @@ class FeatureCache:
     def __contains__(self, request: PictureRequest) -> bool:
         return self._key(request) in self._rows
 
-    def __getitem__(self, request: PictureRequest) -> np.ndarray:
-        """The map [patches, C] as float32. Raises KeyError for what :meth:`build` was not asked for."""
+    def __getitem__(self, request: PictureRequest) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
+        """What is kept of a picture by name, as float32: tokens [P, C], pooled [C], stages as a tuple of [h, w, C_i].
+
+        Raises KeyError for what :meth:`build` was not asked for.
+        """
         try:
             row = self._rows[self._key(request)]
         except KeyError:
             raise KeyError(f"{request.path} {request.box or ''}: not in the feature cache {self.folder}") from None
-        return np.asarray(self._stored(row), np.float32)
+        return self._arrays(np.asarray(self._stored(row), np.float32))
+
+    def empty(self) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
+        """Zeros in the shapes of what is kept: for a picture that is not there."""
+        return self._arrays(np.zeros(self._row_size, np.float32))
+
+    def _arrays(self, row: np.ndarray) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
+        arrays, start = {}, 0
+        for name, value in self.shapes.items():
+            parts = []
+            for shape in _several(value):
+                parts.append(row[start : start + math.prod(shape)].reshape(shape))
+                start += math.prod(shape)
+            arrays[name] = tuple(parts) if _is_several(value) else parts[0]
+        return arrays
 
     def _stored(self, row: _Row) -> np.ndarray:
         if row.path not in self._maps:
             stored = row.path.stat().st_size // self._row_bytes
-            self._maps[row.path] = np.memmap(row.path, self.dtype, "r", shape=(stored, *self.feature_shape))
+            self._maps[row.path] = np.memmap(row.path, self.dtype, "r", shape=(stored, self._row_size))
         return self._maps[row.path][row.number]
 
     def __len__(self) -> int:
@@ -89,7 +120,7 @@ class FeatureCache:
 
     @property
     def _row_bytes(self) -> int:
-        return int(np.prod(self.feature_shape)) * np.dtype(self.dtype).itemsize
+        return self._row_size * np.dtype(self.dtype).itemsize
 
     def _written(self, keys: Path) -> list[_Row]:
         """Lines that are whole and whose rows are there; after a power cut a file may have keys without rows."""
@@ -109,7 +140,7 @@ class FeatureCache:
         for row in damaged:
             del self._rows[row.key]
         if damaged:
-            logger.warning("%s: %d of %d maps are damaged and computed again", self.folder, len(damaged), len(rows))
+            logger.warning("%s: %d of %d rows are damaged and computed again", self.folder, len(damaged), len(rows))
 
     def _key(self, request: PictureRequest) -> str:
         digest = self._digests.get(request.path)
@@ -122,44 +153,51 @@ class FeatureCache:
         cls,
         directory: str | Path,
         requests: Sequence[PictureRequest],
-        encode: Callable[[np.ndarray], np.ndarray],
+        encode: Callable[[np.ndarray], States],
         *,
         encoder_identity: Mapping[str, Any],
-        size: int,
-        resize: int,
+        settings: PictureSettings,
+        keep: Sequence[str] = ("tokens",),
         batch_size: int = 32,
         dtype: str = "float32",
         progress: bool = True,
         num_threads: int = 2,
         shard: int = 0,
     ) -> FeatureCache:
-        """Compute the maps that are missing and open the cache.
+        """Compute the states that are missing and open the cache.
 
         Args:
             directory: where caches are kept, shared by all weights and sizes.
             requests: everything that will be asked for; doubles are computed once.
-            encode: pixels [batch_size, size, size, 3] -> maps [batch_size, patches, C]; always called with that shape.
-            encoder_identity: all that the maps depend on beside the pixels (hash of weights, config, type of the
+            encode: uint8 pixels [batch_size, size, size, 3], not normalised -> arrays [batch_size, ...] under the names
+                in ``keep``, a tuple of them for stages; other names are ignored. Always called with that shape.
+            encoder_identity: all that the states depend on beside the pixels (hash of weights, config, type of the
                 computation), as JSON; part of the cache's identity.
-            size: see :func:`tmrjax.pictures.decode.picture_to_pixels`.
-            resize: likewise.
+            settings: how pictures become pixels; part of the identity too.
+            keep: some of KEEP.
             batch_size: pictures at a time.
-            dtype: "float32", or "float16" for half the space (and maps rounded to 11 bits).
+            dtype: "float32", or "float16" for half the space (and states rounded to 11 bits).
             progress: show a bar on a terminal.
             num_threads: that decode pictures.
             shard: file of this process; processes that build at once should differ in it, or wait for each other.
 
         Raises:
-            PictureError: lists every picture that cannot be read; the maps of the others are kept.
-            ValueError: an unknown dtype, or maps of another shape than the cache's, or not finite.
+            PictureError: lists every picture that cannot be read; the states of the others are kept.
+            ValueError: an unknown dtype or name, settings whose pixels are not bytes, or states that are not there, of
+                another shape than the cache's, or not finite.
         """
+        keep = tuple(name for name in KEEP if name in keep) if set(keep) <= set(KEEP) else tuple(keep)
+        if not keep or not set(keep) <= set(KEEP):
+            raise ValueError(f"a feature cache was asked to keep {list(keep)}; expected some of {', '.join(KEEP)}")
+        if not settings.as_bytes:
+            raise ValueError("a feature cache reads pictures as bytes, and these settings (of released weights) do not")
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
         identity = {
             "format": _FORMAT,
             "encoder": dict(encoder_identity),
-            "size": size,
-            "resize": resize,
+            "pictures": settings.of_pixels,
+            "keep": list(keep),
             "dtype": dtype,
         }
         identity = json.loads(json.dumps(identity))
@@ -170,20 +208,21 @@ class FeatureCache:
         with ThreadPoolExecutor(max(num_threads, 1)) as pool:
             digests = _digests(list(dict.fromkeys(request.path for request in requests)), pool)
             about = folder / "cache.json"
-            shape = _read_shape(about, identity)
-            if shape is None:
-                shape = tuple(np.shape(encode(np.zeros((batch_size, size, size, 3), np.float32)))[1:])
-                content = {**identity, "shape": list(shape)}
+            shapes = _read_shapes(about, identity)
+            if shapes is None:
+                blank = np.zeros((batch_size, settings.size, settings.size, 3), np.uint8)
+                shapes = {name: _shapes_of(value) for name, value in _chosen(encode(blank), keep).items()}
+                content = {**identity, "shapes": shapes}
                 write_atomic(about, json.dumps({**content, "checksum": _json_checksum(content)}, indent=2).encode())
             with _lock(folder / f"shard-{shard:05d}.lock"):
-                cache = cls(folder, shape, dtype, digests)
+                cache = cls(folder, shapes, dtype, digests)
                 cache._drop_damaged(requests, pool)
                 missing = list({cache._key(request): request for request in requests if request not in cache}.items())
                 if missing:
-                    cache._append(missing, encode, pool, size, resize, batch_size, progress, shard)
+                    cache._append(missing, encode, pool, settings, batch_size, progress, shard)
         return cache
 
-    def _append(self, missing, encode, pool, size, resize, batch_size, progress, shard) -> None:
+    def _append(self, missing, encode, pool, settings, batch_size, progress, shard) -> None:
         maps, keys = self.folder / f"shard-{shard:05d}.maps", self.folder / f"shard-{shard:05d}.keys"
         written = self._written(keys) if keys.exists() else []
         # Without half a line that a killed build left, and without what is damaged. A row that has lost its line stays
@@ -200,8 +239,8 @@ class FeatureCache:
                 faults.add(str(error))
                 return None
             if request.box is None:
-                return picture_to_pixels(picture, size, resize)
-            return region_to_pixels(picture, request.box, size)
+                return settings.whole_pixels(picture)
+            return settings.region_pixels(picture, request.box)
 
         chunks = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
 
@@ -209,7 +248,7 @@ class FeatureCache:
             chunk = chunks[number] if number < len(chunks) else []
             return [pool.submit(pixels, request) for _, request in chunk]
 
-        bar = tqdm(total=len(missing), desc="picture features", unit="map", disable=None if progress else True)
+        bar = tqdm(total=len(missing), desc="picture features", unit="picture", disable=None if progress else True)
         with maps.open("r+b") as map_file, keys.open("ab") as key_file, bar:
             map_file.truncate(end * self._row_bytes)
             map_file.seek(0, 2)
@@ -218,10 +257,10 @@ class FeatureCache:
                 loaded = [future.result() for future in pending]
                 pending = decode(number + 1)  # the next pictures are decoded while these are encoded
                 kept = [(key, array) for (key, _), array in zip(chunk, loaded, strict=True) if array is not None]
-                batch = np.zeros((batch_size, size, size, 3), np.float32)
+                batch = np.zeros((batch_size, settings.size, settings.size, 3), np.uint8)
                 for row, (_, array) in enumerate(kept):
                     batch[row] = array
-                features = self._checked(np.asarray(encode(batch)))[: len(kept)]
+                features = self._checked(encode(batch))[: len(kept)]
                 map_file.write(features.tobytes())
                 map_file.flush()
                 rows = [
@@ -242,20 +281,46 @@ class FeatureCache:
                 "Replace them, or set their records' image to null.",
             )
 
-    def _checked(self, features: np.ndarray) -> np.ndarray:
-        if features.shape[1:] != self.feature_shape:
+    def _checked(self, states: States) -> np.ndarray:
+        """Rows [pictures, numbers] as they are stored."""
+        states = _chosen(states, self.shapes)
+        found = {name: _shapes_of(value) for name, value in states.items()}
+        if found != self.shapes:
             raise ValueError(
-                f"{self.folder}: maps of shape {features.shape[1:]}, but the cache holds {self.feature_shape}; "
+                f"{self.folder}: states of shapes {found}, but the cache holds {self.shapes}; "
                 "does this encoder have another identity?"
             )
+        parts = [np.asarray(part) for value in states.values() for part in _several(value)]
+        rows = np.concatenate([part.reshape(len(part), -1).astype(np.float32) for part in parts], axis=1)
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(features.astype(self.dtype))
+            stored = np.ascontiguousarray(rows.astype(self.dtype))
         if not np.isfinite(stored).all():
             raise ValueError(
-                f"{self.folder}: maps with NaN or infinity as {self.dtype}; "
+                f"{self.folder}: states with NaN or infinity as {self.dtype}; "
                 "expected finite numbers: check the weights, or use float32"
             )
         return stored
+
+
+def _is_several(value: Any) -> bool:
+    """Whether these are several arrays, or several shapes, and not one."""
+    return isinstance(value, tuple | list) and not all(isinstance(side, int) for side in value)
+
+
+def _several(value: Any) -> tuple:
+    return tuple(value) if _is_several(value) else (value,)
+
+
+def _shapes_of(value: Any) -> tuple:
+    """Shapes of one picture's part of an array, or of each of several."""
+    return tuple(_shapes_of(part) for part in value) if _is_several(value) else tuple(np.shape(value)[1:])
+
+
+def _chosen(states: States, keep: Iterable[str]) -> dict[str, Any]:
+    missing = [name for name in keep if name not in states]
+    if missing:
+        raise ValueError(f"this encoder gives no {', '.join(missing)}; it gives {', '.join(states)}")
+    return {name: states[name] for name in keep}
 
 
 @contextlib.contextmanager
@@ -272,7 +337,7 @@ def _key(digest: str, box: Box | None) -> str:
 
 
 class _Row(NamedTuple):
-    """Where a map lies, and the checksum that it was written with."""
+    """Where the states of a request lie, and the checksum that they were written with."""
 
     path: Path
     number: int
@@ -292,19 +357,23 @@ def _json_checksum(content: Mapping[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode())[:16]
 
 
-def _read_shape(about: Path, identity: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The shape of a map as `cache.json` says it; None where that is not there or damaged: it can be made again."""
+def _read_shapes(about: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Shapes by name as `cache.json` says them; None where that is not there or damaged: it can be made again."""
     if not about.exists():
         return None
     try:
         content = dict(parse_json(read_bytes(about), str(about)))
-        checksum, shape = content.pop("checksum"), tuple(content["shape"])
+        checksum, shapes = content.pop("checksum"), content["shapes"]
+        if checksum == _json_checksum(content) and {**identity, "shapes": shapes} == content:
+            return {name: _as_tuples(shapes[name]) for name in identity["keep"]}
     except (DataError, KeyError, TypeError, ValueError):
-        checksum, content = None, {}
-    if checksum != _json_checksum(content) or {**identity, "shape": content["shape"]} != content:
-        logger.warning("%s is damaged and made again", about)
-        return None
-    return shape
+        pass
+    logger.warning("%s is damaged and made again", about)
+    return None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Picture files to the pixels that a ResNet reads: a square (224 × 224), normalised by ImageNet's statistics.
+"""Picture files to RGB pictures.
 
 A picture that cannot be read is an error with its name, never a black square. What a format can do beyond plain RGB is
 decided here, once: EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits,
@@ -8,7 +8,6 @@ CMYK and palettes become RGB, of an animation the first frame is taken.
 from __future__ import annotations
 
 import io
-import math
 import os
 from typing import BinaryIO
 
@@ -16,11 +15,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tmrjax.files import DataError, open_regular
-from tmrjax.records.schema import Box
-
-# What torchvision's and Hugging Face's ResNets were trained with.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 # Of a full decode: about 160 MB, several times that while it is converted, and pictures are decoded in threads. A file
 # of a few kilobytes may claim any size.
@@ -102,39 +96,3 @@ def _to_rgb(picture: Image.Image, path: str | os.PathLike) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
-
-
-def picture_to_pixels(picture: Image.Image, size: int = 224, resize: int = 256) -> np.ndarray:
-    """Short side to ``resize`` (bilinear, antialiased), centre crop to ``size``, ImageNet's mean and deviation.
-
-    Returns float32 [size, size, 3]. Raises ValueError where ``resize`` is below ``size``.
-    """
-    if resize < size:
-        raise ValueError(f"pictures are resized to {resize} and cropped to {size}: the first must not be smaller")
-    scale = resize / min(picture.size)
-    width, height = (max(resize, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    # The crop in coordinates of the source: the same pixels as resizing the whole picture and cropping it then, but a
-    # picture of 1 x 20,000 would take gigabytes on that way.
-    across, down = picture.width / width, picture.height / height
-    box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return normalised(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
-
-
-def region_to_pixels(picture: Image.Image, box: Box, size: int = 224) -> np.ndarray:
-    """The part of a picture inside ``box`` (fractions of width and height), resized to ``size`` × ``size``.
-
-    Returns float32 [size, size, 3]; a box that is thinner than a pixel gets the pixels that it touches.
-    """
-    width, height = picture.size
-    left, top = math.floor(box[0] * width), math.floor(box[1] * height)
-    right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
-    left, top = min(left, width - 1), min(top, height - 1)
-    region = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    return normalised(region.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def normalised(picture: Image.Image) -> np.ndarray:
-    """An RGB picture as float32 [H, W, 3]: 0 to 1, minus IMAGE_MEAN, by IMAGE_STD."""
-    pixels = np.asarray(picture, np.float32) / 255
-    return (pixels - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)

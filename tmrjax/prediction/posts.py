@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tmrjax.files import DataError
-from tmrjax.inputs.collate import PixelSource
+from tmrjax.inputs.pictures import PixelSource
 from tmrjax.pictures.decode import PictureError, decode_picture, load_picture, upright_rgb
 from tmrjax.records.schema import DatasetInfo, Generated, Record, RecordChecker, Span
 from tmrjax.text.splitting import Word, join_words, split_words
@@ -276,7 +276,7 @@ class PostPictures(PixelSource):
     """
 
     def __init__(self, source: PixelSource, given: Mapping[str, Mapping[str, Any]]):
-        super().__init__(source.root, source.prefixes, source.settings)
+        super().__init__(source.root, source.pictures, source.settings)
         self.given = given
         self.errors: dict[str, DataError] = {}
 
@@ -295,11 +295,11 @@ class PostPictures(PixelSource):
         return load_picture(path)
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
-        """The arrays of one record; those of none where a picture cannot be read."""
+        """The arrays of one record; none where a picture cannot be read."""
         try:
             return super().load(record)
         except DataError as error:
             where, found = f"{record.id}: {error.where}", error.found
             where = error.where if error.where.startswith(record.id) else where
             self.errors[record.id] = DataError(where, found, error.expected, error.advice)
-            return self.empty()
+            return {}

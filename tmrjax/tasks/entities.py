@@ -1,26 +1,25 @@
-"""A model that finds entities, with all it needs: the reader of NER."""
+"""Entities: a method with all it needs to find them."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from tmrjax import crf
-from tmrjax.inputs.examples import RELEASE_TAGS, TaggingExample, count_words, encode_tagging, tagging_windows
-from tmrjax.models import TMRForNER
-from tmrjax.records import Record
+from tmrjax.heads import crf_head
+from tmrjax.heads.crf_head import CRFHead
+from tmrjax.inputs.base import Example
+from tmrjax.inputs.labels import RELEASE_TAGS, Tags
+from tmrjax.inputs.lost import count_words
+from tmrjax.inputs.pieces import windows_of
 from tmrjax.tasks.report import entity_report
-from tmrjax.tasks.system import Reader
+from tmrjax.tasks.system import System
 from tmrjax.text.tags import OUTSIDE, Span, TagSet, restore_tags, spans_from_tags
-from tmrjax.training.step import Loss, make_tagging_step, tagging_loss
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +36,22 @@ class Prediction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tagger(Reader):
+class Tagger(System):
     """See the module. ``labels`` are entity types.
 
     ``constrained``: decode under IOB2 (ours; the released code does not).
     """
 
-    model: TMRForNER
     constrained: bool = True
 
     task: ClassVar[str] = "ner"
-    example_kind: ClassVar[type] = TaggingExample
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model.num_tags != len(self.tags):
-            raise ValueError(f"the model has {self.model.num_tags} tags, but its tag set {len(self.tags)}: {self.tags}")
+        if self.method.num_labels != len(self.tags):
+            raise ValueError(
+                f"the model has {self.method.num_labels} tags, but its tag set {len(self.tags)}: {self.tags}"
+            )
 
     @property
     def tag_set(self) -> TagSet:
@@ -64,6 +63,16 @@ class Tagger(Reader):
         """The tags that the CRF runs over."""
         return RELEASE_TAGS if self.text.piece_tags else self.tag_set.tags
 
+    @property
+    def head(self) -> CRFHead:
+        """The CRF."""
+        return CRFHead(self.tags, self.constrained, "attention_mask" if self.text.piece_tags else "word_mask")
+
+    @property
+    def gold(self) -> Tags:
+        """Tags of words, or of word pieces."""
+        return Tags(self.labels, self.fitted[0].specials)
+
     def to_meta(self) -> dict[str, Any]:
         """As JSON, the tokenizer included."""
         return super().to_meta() | {"constrained": self.constrained}
@@ -73,36 +82,30 @@ class Tagger(Reader):
         """The tagger of a checkpoint's JSON."""
         return super().from_meta(meta, constrained=meta["constrained"], **fields)
 
-    def _encode(self, records: Sequence[Record]) -> list[TaggingExample]:
-        return encode_tagging(records, self.tokenizer, self.tag_set, self.text)
-
-    def training_rows(self, examples: Sequence[TaggingExample]) -> list[TaggingExample]:
+    def training_rows(self, examples: Sequence[Example]) -> list[Example]:
         """The examples, and each window of a long post as an example of its own."""
-        rows = [row for example in examples for row in tagging_windows(example, self.text, training=True)]
+        rows = [row for example in examples for row in self._windows(example, training=True)]
         left_out = sum(len(e.pieces.words) for e in examples) - sum(len(row.pieces.words) for row in rows)
         if left_out:
             logger.info("%d words of entities longer than the overlap of two windows are not trained on", left_out)
         return rows
 
-    def rows(self, example: TaggingExample) -> list[TaggingExample]:
+    def rows(self, example: Example) -> list[Example]:
         """The post itself, or its windows."""
-        return tagging_windows(example, self.text)
+        return self._windows(example, training=False)
 
-    def loss(self) -> Loss:
-        """Eq. 9."""
-        return tagging_loss(self.model)
+    def _windows(self, example: Example, *, training: bool) -> list[Example]:
+        if not self.fitted[0].windows:
+            return [example]
+        return windows_of(example, self.text, training=training)
 
-    def predict_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
-        """The compiled step for :meth:`predict`; make it once and reuse it."""
-        return make_tagging_step(self.model, mesh, tags=self.tags if self.constrained else None)
-
-    def report(self, examples: Sequence[TaggingExample], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    def report(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Strict and lenient scores (:func:`tmrjax.tasks.report.entity_report`) and counts of words."""
         gold = [list(example.record.tags) for example in examples]
         scores = entity_report(gold, [prediction.tags for prediction in predictions])
         return scores | {"words": count_words(examples)}
 
-    def _scores(self, output, rows: Mapping[int, TaggingExample]) -> dict[int, np.ndarray]:
+    def _scores(self, output, rows: Mapping[int, Example]) -> dict[int, np.ndarray]:
         """Emissions [own words, K] of windows."""
         emissions = np.asarray(output["emissions"])
         return {row: emissions[row, : len(example.pieces.words)] for row, example in rows.items()}
@@ -115,9 +118,9 @@ class Tagger(Reader):
         emissions = np.pad(emissions, ((0, length - words), (0, 0)))[None]
         mask = (np.arange(length) < words)[None]
         params = jax.device_get(output["crf"])
-        return {"tags": _decoded(emissions, mask, params), "emissions": emissions, "mask": mask, "crf": params}
+        return {"tags": crf_head.decode(emissions, mask, params), "emissions": emissions, "mask": mask, "crf": params}
 
-    def prediction_rows(self, examples: Sequence[TaggingExample], predictions: Sequence[Prediction]) -> Iterator[dict]:
+    def prediction_rows(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Iterator[dict]:
         """{"id", "tokens", "gold": [{start, end, label}], "predicted": [{start, end, label, probability}]}, by words.
 
         Both are strict IOB2 spans; ``predictions`` were made with ``probabilities=True``.
@@ -132,7 +135,7 @@ class Tagger(Reader):
                 "predicted": [{**span._asdict(), "probability": probability} for span, probability in found],
             }
 
-    def _decode(self, output, rows: Mapping[int, TaggingExample], *, probabilities: bool) -> dict[int, Prediction]:
+    def _decode(self, output, rows: Mapping[int, Example], *, probabilities: bool) -> dict[int, Prediction]:
         tags = np.asarray(output["tags"])
         words = {row: self._word_tags(tags[row], example) for row, example in rows.items()}
         spans = {row: spans_from_tags(word_tags, strict=True) for row, word_tags in words.items()}
@@ -141,11 +144,11 @@ class Tagger(Reader):
             found = self._span_probabilities(output, {r: [(rows[r], span) for span in spans[r]] for r in rows})
         return {row: Prediction(words[row], spans[row], found[row]) for row in rows}
 
-    def _positions(self, example: TaggingExample) -> list[int]:
+    def _positions(self, example: Example) -> list[int]:
         """Where the CRF scores the kept words: the words themselves, or their first pieces (``release``)."""
         return example.pieces.word_starts if self.text.piece_tags else list(range(len(example.pieces.words)))
 
-    def _word_tags(self, row: np.ndarray, example: TaggingExample) -> list[str]:
+    def _word_tags(self, row: np.ndarray, example: Example) -> list[str]:
         known = set(self.tag_set.tags)
         tags = [self.tags[row[position]] for position in self._positions(example)]
         # PAD, X, [CLS] and [SEP] of the released tag set are no entities: the released code lets them become some.
@@ -166,12 +169,12 @@ class Tagger(Reader):
             for i, (row, example, span) in enumerate(some):
                 rows[i] = row
                 self._allow_only(span, example, allowed[i])
-            values = _probability(emissions[rows], mask[rows], allowed, params)
+            values = crf_head.probability(emissions[rows], mask[rows], allowed, params)
             for (row, _, _), value in zip(some, np.asarray(values), strict=False):
                 probabilities[row].append(float(value))
         return probabilities
 
-    def _allow_only(self, span: Span, example: TaggingExample, allowed: np.ndarray) -> None:
+    def _allow_only(self, span: Span, example: Example, allowed: np.ndarray) -> None:
         """Forbid every tag [T, K] under which ``span`` is no entity, or another one."""
         positions = self._positions(example)
         begin, inside = self.tags.index(f"B-{span.label}"), self.tags.index(f"I-{span.label}")
@@ -185,14 +188,3 @@ class Tagger(Reader):
 
 
 _SPANS_AT_ONCE = 32  # one static shape for each length
-
-
-@jax.jit
-def _decoded(emissions, mask, params):
-    return crf.viterbi_decode(emissions, mask, params)[0]
-
-
-@jax.jit
-def _probability(emissions, mask, allowed, params):
-    constrained = crf.constrained_log_normalizer(emissions, mask, allowed, params)
-    return jnp.minimum(jnp.exp(constrained - crf.log_normalizer(emissions, mask, params)), 1)

@@ -1,21 +1,19 @@
-"""A model that names the relation of two entities, with all it needs: the reader of RE."""
+"""Relations: a method with all it needs to name the relation of two entities."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from tmrjax.inputs.examples import RelationExample, count_words, encode_relations
-from tmrjax.models import TMRForRE
-from tmrjax.records import Record
+from tmrjax.heads.relation_head import RelationHead
+from tmrjax.inputs.base import Example
+from tmrjax.inputs.labels import Relation
+from tmrjax.inputs.lost import count_words
 from tmrjax.tasks.report import relation_report
-from tmrjax.tasks.system import Reader
-from tmrjax.training.step import Loss, classification_loss, make_classification_step
+from tmrjax.tasks.system import System
 
 
 class RelationPrediction(NamedTuple):
@@ -27,35 +25,30 @@ class RelationPrediction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RelationClassifier(Reader):
+class RelationClassifier(System):
     """See the module. ``labels`` are relations, ``None`` among them."""
 
-    model: TMRForRE
-
     task: ClassVar[str] = "re"
-    example_kind: ClassVar[type] = RelationExample
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model.num_relations != len(self.labels):
+        if self.method.num_labels != len(self.labels):
             raise ValueError(
-                f"the model has {self.model.num_relations} relations, but its relation set {len(self.labels)}: "
+                f"the model has {self.method.num_labels} relations, but its relation set {len(self.labels)}: "
                 f"{self.labels}"
             )
 
-    def _encode(self, records: Sequence[Record]) -> list[RelationExample]:
-        """Word pieces with markers, and relations; raises PairDistanceError where both entities do not fit."""
-        return encode_relations(records, self.tokenizer, self.labels, self.text)
+    @property
+    def head(self) -> RelationHead:
+        """The softmax."""
+        return RelationHead(self.labels)
 
-    def loss(self) -> Loss:
-        """Eq. 11."""
-        return classification_loss(self.model)
+    @property
+    def gold(self) -> Relation:
+        """The relation's index."""
+        return Relation(self.labels)
 
-    def predict_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
-        """The compiled step for :meth:`predict`; make it once and reuse it."""
-        return make_classification_step(self.model, mesh)
-
-    def report(self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]) -> dict[str, Any]:
+    def report(self, examples: Sequence[Example], predictions: Sequence[RelationPrediction]) -> dict[str, Any]:
         """Scores without ``None``, confusion counts (:func:`tmrjax.tasks.report.relation_report`) and counts of
         words."""
         gold = [example.record.relation for example in examples]
@@ -63,7 +56,7 @@ class RelationClassifier(Reader):
         return scores | {"words": count_words(examples)}
 
     def prediction_rows(
-        self, examples: Sequence[RelationExample], predictions: Sequence[RelationPrediction]
+        self, examples: Sequence[Example], predictions: Sequence[RelationPrediction]
     ) -> Iterator[dict[str, Any]]:
         """{"id", "tokens", "head", "tail", "gold", "gold_probability", "predicted", "probability"}; spans by words."""
         for example, prediction in zip(examples, predictions, strict=True):

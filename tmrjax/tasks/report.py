@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tmrjax.inputs.examples import unknown_warning
-from tmrjax.models import TMR
+from tmrjax.inputs.lost import unknown_warning
 from tmrjax.records import DatasetInfo
 from tmrjax.tasks.metrics import entity_scores, relation_scores
 
@@ -45,22 +44,6 @@ def relation_report(gold: Sequence[str], predicted: Sequence[str], relations: Se
         "per_label": {label: per_label[label].to_dict() for label in relations if label in per_label},
         "confusion": confusion,
     }
-
-
-def ablation_name(model: TMR) -> str:
-    """What was left out, in the paper's words."""
-    if model.variant == "text":
-        return "text only"
-    parts = []
-    if not model.use_back_translation:
-        parts.append("w/o back-translation")
-    if not model.use_scores:
-        parts.append("w/o divergence scores")
-    if len(model.grains) == 1:
-        parts.append(f"{model.grains[0]} only")
-    if model.literal:
-        parts.append("literal sums")
-    return ", ".join(parts) or "none"
 
 
 def warnings_of(info: DatasetInfo) -> list[str]:

@@ -1,7 +1,8 @@
-"""A model with all it needs to read posts: labels, tokenizer, sizes. What training evaluates and prediction restores.
+"""A method with all it needs to read posts: labels, tokenizer, inputs, sizes. What training evaluates and prediction
+restores.
 
 One class per task: :class:`tmrjax.tasks.entities.Tagger` and :class:`tmrjax.tasks.relations.RelationClassifier`.
-:meth:`Reader.to_meta` is the JSON object of a checkpoint, :meth:`Reader.from_meta` its inverse: evaluation and
+:meth:`System.to_meta` is the JSON object of a checkpoint, :meth:`System.from_meta` its inverse: evaluation and
 prediction read nothing else.
 """
 
@@ -19,65 +20,72 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tmrjax.encoders.picture.resnet import ResNetEncoder
-from tmrjax.inputs.collate import (
-    Batches,
-    BatchPlan,
-    Collator,
-    Example,
-    FeatureSource,
-    PictureSource,
-    PixelSource,
-    picture_requests,
-)
-from tmrjax.inputs.examples import TextSettings, say_what_is_lost
-from tmrjax.models import TMR, model_from_dict, model_to_dict
+from tmrjax.encoders.open import picture_encoder
+from tmrjax.files import DataError
+from tmrjax.inputs.base import Example, Input, Reading, TextInput
+from tmrjax.inputs.batching import BatchPlan
+from tmrjax.inputs.collate import Batches, Collator
+from tmrjax.inputs.lost import say_what_is_lost
+from tmrjax.inputs.pictures import FeatureSource, PictureSource, PixelSource, normalised, picture_requests
+from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods import name_of
+from tmrjax.methods.base import Method, method_to_dict
 from tmrjax.pictures.cache import FeatureCache
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Record
-from tmrjax.text.tokenizers import tokenizer_from_json, tokenizer_to_json
+from tmrjax.tasks.meta import fields_from_meta, method_meta
+from tmrjax.text.tokenizers import tokenizer_to_json
 from tmrjax.training.sharding import shard_batch
-from tmrjax.training.step import Loss
+from tmrjax.training.step import Head, Loss, make_loss, make_predict_step
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class System:
     """See the module. The methods that raise NotImplementedError here are the task's.
 
     Attributes:
-        model: without weights.
+        method: without weights.
         labels: entity types or relations, in the order of ``dataset.json``.
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a fast tokenizer of transformers; None for a method without word pieces.
         text, pictures: how a post is turned into arrays.
         buckets: lengths in word pieces that batches are padded to; each is compiled once.
+        fitted: the method's inputs with the vocabularies that they learned; as the method lists them unless given.
+        encoders: where the encoders' weights came from: by "text" and "picture", name and revision.
     """
 
-    model: TMR
+    method: Method
     labels: tuple[str, ...]
     tokenizer: Any
     text: TextSettings
     pictures: PictureSettings
     buckets: tuple[int, ...]
+    fitted: tuple[Input, ...] = ()
+    encoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     task: ClassVar[str]
-    example_kind: ClassVar[type]
 
     def __post_init__(self):
+        if self.method.task != self.task:
+            raise ValueError(f"a method for {self.method.task!r} cannot be trained for {self.task!r}")
+        if not self.fitted:
+            object.__setattr__(self, "fitted", self.method.inputs)
+        if not isinstance(self.fitted[0], TextInput):
+            raise ValueError(f"the first input of {name_of(self.method)} is {self.fitted[0]}; expected a text input")
         if max(self.buckets) < self.text.max_pieces:
             raise ValueError(f"the longest bucket {max(self.buckets)} is below max_pieces {self.text.max_pieces}")
 
     # ------------------------------------------------------------------ the task's
 
-    def encode(self, records: Sequence[Record], *, say: str | None = "posts") -> list[Example]:
-        """Records as integers, one example each. What the encoder does not get is logged under the name ``say``."""
-        examples = self._encode(records)
-        if say:
-            say_what_is_lost(examples, self.text, say)
-        return examples
+    @property
+    def head(self) -> Head:
+        """What reads the method's scores."""
+        raise NotImplementedError
 
-    def _encode(self, records: Sequence[Record]) -> list[Example]:
+    @property
+    def gold(self) -> Input:
+        """The input of gold labels."""
         raise NotImplementedError
 
     def training_rows(self, examples: Sequence[Example]) -> list[Example]:
@@ -96,14 +104,6 @@ class Reader:
         """The step's output for one post from the scores of its windows; for :meth:`_decode`."""
         raise NotImplementedError
 
-    def loss(self) -> Loss:
-        """What training minimises."""
-        raise NotImplementedError
-
-    def predict_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
-        """The compiled step for :meth:`predict`; make it once and reuse it."""
-        raise NotImplementedError
-
     def report(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
         """Scores of predictions against the records' labels."""
         raise NotImplementedError
@@ -119,64 +119,92 @@ class Reader:
     # ------------------------------------------------------------------ checkpoints
 
     def to_meta(self) -> dict[str, Any]:
-        """As JSON, the tokenizer included."""
+        """As JSON, the tokenizer and the vocabularies included."""
         return {
             "task": self.task,
-            "model": model_to_dict(self.model),
+            "method": method_meta(self.method),
+            "model": method_to_dict(self.method),
+            "vocabularies": {one.name: one.to_meta() for one in self.fitted if one.to_meta() is not None},
             "labels": list(self.labels),
-            "tokenizer": tokenizer_to_json(self.tokenizer),
+            "tokenizer": None if self.tokenizer is None else tokenizer_to_json(self.tokenizer),
             "text": dataclasses.asdict(self.text),
             "pictures": dataclasses.asdict(self.pictures),
             "buckets": list(self.buckets),
+            "encoders": dict(self.encoders),
         }
 
     @classmethod
-    def from_meta(cls, meta: Mapping[str, Any], **fields: Any) -> Reader:
-        """The reader of a checkpoint's JSON; ``fields`` are those of a subclass."""
-        if meta.get("source") and "whole" not in meta["pictures"]:
-            logger.warning(
-                "this checkpoint was converted by an older version, which did not keep the inputs of the released "
-                "code: phrases, pictures and regions differ from those that it was trained on. Convert the weights "
-                "again with data_prep/convert_release.py"
-            )
-        return cls(
-            model=model_from_dict(cls.task, meta["model"]),
-            labels=tuple(meta["labels"]),
-            tokenizer=tokenizer_from_json(meta["tokenizer"]),
-            text=TextSettings.from_meta(meta["text"]),
-            pictures=PictureSettings(**meta["pictures"]),
-            buckets=tuple(meta["buckets"]),
-            **fields,
-        )
+    def from_meta(cls, meta: Mapping[str, Any], **fields: Any) -> System:
+        """The system of a checkpoint's JSON; ``fields`` are those of a subclass."""
+        return cls(**fields_from_meta(cls.task, meta), **fields)
 
     # ------------------------------------------------------------------ data
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The method's inputs as fitted, and the gold labels."""
+        return (*self.fitted, self.gold)
+
+    def encode(self, records: Sequence[Record], *, say: str | None = "posts") -> list[Example]:
+        """Records as integers, one example each. What the encoder does not get is logged under the name ``say``.
+
+        Raises:
+            PairDistanceError: head and tail of a record do not fit into one window.
+            ValueError: an unknown label, or a vocabulary without markers.
+        """
+        reading, (text_input, *others) = Reading(self.tokenizer, self.text), self.inputs
+        examples = []
+        for record in records:
+            pieces = text_input.pieces(record, reading)
+            values: dict[str, Any] = {}
+            for one in others:
+                values |= one.encode(record, pieces, reading)
+            examples.append(Example(record, pieces, values))
+        if say:
+            say_what_is_lost(examples, self.text, say)
+        return examples
+
     def collator(self, pictures: PictureSource | None) -> Collator:
-        """Makes batches of this reader's examples."""
-        return Collator(self.example_kind, self.text, pictures)
+        """Makes batches of this system's examples, with the keys that the method's inputs name."""
+        return Collator(self.inputs, Reading(None, self.text, pictures))
+
+    def check(self, records: Sequence[Record], where: Any) -> None:
+        """Raise DataError, naming ``where``, for inputs of the method that no training record has."""
+        lacks = [sentence for one in self.fitted if (sentence := one.check(records))]
+        if lacks:
+            name = name_of(self.method)
+            raise DataError(
+                where, "; ".join(lacks), f"the inputs that the method {name} asks for",
+                "Prepare them, or take another method with --config.method.",
+            )  # fmt: skip
 
     def pixels(self, root: Path) -> PictureSource | None:
-        """Pictures below ``root`` as pixels; None for a model that reads text only."""
-        if not self.model.prefixes:
+        """Pictures below ``root`` as pixels; None for a method that reads text only."""
+        if self.method.pictures is None:
             return None
-        if self.model.resnet is None:
+        if self.method.picture is None:
             raise ValueError(
-                "this model has no ResNet, so it cannot read pictures: hand it feature maps through model.apply, or "
-                "convert a state dict that holds one"
+                "this model has no picture encoder, so it cannot read pictures: hand it features through model.apply, "
+                "or convert a state dict that holds one"
             )
-        return PixelSource(root, self.model.prefixes, self.pictures)
+        return PixelSource(root, self.method.pictures, self.pictures)
 
-    def picture_maps(self) -> Callable[[Mapping[str, Any], Any], jax.Array]:
-        """The compiled ResNet: its variables, pixels [N, size, size, 3] -> maps [N, patches, C] in float32.
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as the method takes it: uint8 pixels are normalised, which is left for the device."""
+        return normalised(batch, self.pictures)
 
-        The variables are an argument. Weights that a function closes over would be written into its program.
+    def picture_states(self, kept: str) -> Callable[[Mapping[str, Any], Any], Any]:
+        """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept, float32.
+
+        ``kept``: "tokens", "pooled" or "stages". The variables are an argument. Weights that a function closes over
+        would be written into its program.
         """
-        module = ResNetEncoder(self.model.resnet, self.model.dtype)
+        module = picture_encoder(self.method.picture, dtype=self.method.dtype)
 
         @jax.jit
         def encode(variables, pixels):
-            maps, _ = module.apply(variables, pixels, train=False)
-            return maps.reshape(len(maps), -1, maps.shape[-1]).astype(jnp.float32)
+            states = module.apply(variables, self.pictures.normalise(pixels), train=False)
+            return jax.tree.map(lambda state: state.astype(jnp.float32), getattr(states, kept))
 
         return encode
 
@@ -190,40 +218,54 @@ class Reader:
         dtype: str = "float32",
         progress: bool = True,
     ) -> PictureSource | None:
-        """Pictures below ``root`` as maps of the frozen ResNet, computed once and kept in ``directory``."""
-        if not self.model.prefixes:
+        """Pictures below ``root`` as states of the frozen encoder, computed once and kept in ``directory``."""
+        pictures = self.method.pictures
+        if pictures is None:
             return None
-        if not self.pictures.ours:
+        if not self.pictures.as_bytes:
             raise ValueError(
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
                 "data.feature_cache=False"
             )
-        resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in ("params", "batch_stats")}
-        encode = self.picture_maps()
-        cache = FeatureCache.build(
-            directory,
-            picture_requests(records, root, self.model.prefixes),
-            lambda pixels: np.asarray(encode(resnet, pixels)),
-            encoder_identity={
-                "weights": tree_hash(resnet),
-                "config": self.model.resnet.to_dict(),
-                "dtype": jnp.dtype(self.model.dtype).name,
-            },
-            size=self.pictures.size,
-            resize=self.pictures.resize,
-            dtype=dtype,
-            progress=progress,
-            shard=jax.process_index(),
-        )
-        return FeatureSource(root, self.model.prefixes, cache)
+        encoder = {
+            name: next(iter(variables[name]["picture_encoder"].values()))
+            for name in ("params", "batch_stats")
+            if "picture_encoder" in variables.get(name, {})
+        }
+        identity = {
+            "weights": tree_hash(encoder),
+            "config": self.method.picture.to_dict(),
+            "dtype": jnp.dtype(self.method.dtype).name,
+        }
+        caches = {}
+        for kept in dict.fromkeys(pictures.parts.values()):
+            encode = self.picture_states(kept)
+            caches[kept] = FeatureCache.build(
+                directory,
+                picture_requests(records, root, pictures, self.pictures, kept),
+                lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
+                encoder_identity=identity,
+                settings=self.pictures,
+                dtype=dtype,
+                progress=progress,
+                shard=jax.process_index(),
+            )
+        return FeatureSource(root, pictures, self.pictures, caches)
 
-    def dummy_batch(self) -> dict[str, np.ndarray]:
-        """One row with every key in its right shape, pictures as pixels: to initialise or trace the model with."""
-        length = min(self.buckets)
-        source = self.pixels(Path())
-        batch = self.collator(source)([None], length)
-        filled = {name: np.ones_like(rows) for name, rows in batch.items() if name.endswith("mask")}
-        return batch | filled
+    def dummy_batch(self) -> dict[str, Any]:
+        """One row with every key in its right shape, pictures as pixels: to initialise or trace the method with."""
+        batch = self.prepare(self.collator(self.pixels(Path()))([None], min(self.buckets)))
+        return batch | {name: np.ones_like(rows) for name, rows in batch.items() if name.endswith("mask")}
+
+    # ------------------------------------------------------------------ steps
+
+    def loss(self) -> Loss:
+        """What training minimises: the head's loss and the method's auxiliary losses."""
+        return make_loss(self.method, self.head, self.prepare)
+
+    def predict_step(self, mesh: Mesh) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
+        """The compiled step for :meth:`predict`; make it once and reuse it."""
+        return make_predict_step(self.method, self.head, mesh, self.prepare)
 
     # ------------------------------------------------------------------ prediction
 
@@ -258,13 +300,13 @@ class Reader:
         results: list[Any] = [None] * len(examples)
         for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             output = step(variables, shard_batch(batch, mesh))
-            there = {row: index for row, index in enumerate(indices) if index >= 0}
-            whole = {row: rows[index] for row, index in there.items() if len(waiting[owners[index][0]]) == 1}
+            present = {row: index for row, index in enumerate(indices) if index >= 0}
+            whole = {row: rows[index] for row, index in present.items() if len(waiting[owners[index][0]]) == 1}
             for row, prediction in self._decode(output, whole, probabilities=probabilities).items():
-                results[owners[there[row]][0]] = prediction
-            windows = {row: rows[index] for row, index in there.items() if row not in whole}
+                results[owners[present[row]][0]] = prediction
+            windows = {row: rows[index] for row, index in present.items() if row not in whole}
             for row, scores in self._scores(output, windows).items() if windows else ():
-                owner, number = owners[there[row]]
+                owner, number = owners[present[row]]
                 waiting[owner][number] = scores
                 if all(part is not None for part in waiting[owner]):
                     joined, waiting[owner] = self._joined(output, waiting[owner]), [None] * len(waiting[owner])

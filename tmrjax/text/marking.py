@@ -1,5 +1,7 @@
 """Two entities of a post marked in its word pieces (§3.5, Eq. 10): [unused0] head [unused1], [unused2] tail [unused3].
 
+These are entries of BERT's vocabulary; a tokenizer without them gets special tokens of the same names.
+
 The state at the marker before an entity stands for the entity (Eq. 10). Entities may stand in any order, touch or
 overlap. A post that is too long is read through a window around both entities; a marker is never cut.
 """
@@ -7,9 +9,10 @@ overlap. A post that is too long is read through a window around both entities; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tmrjax.text.pieces import Tokenizer, pieces_of_words, unknown_words
+from tmrjax.text.tokenizers import tokenizer_from_json, tokenizer_to_json
 
 MARKERS = ("[unused0]", "[unused1]", "[unused2]", "[unused3]")  # before and after the head, before and after the tail
 
@@ -34,16 +37,38 @@ class MarkedPieces(NamedTuple):
     unknown: list[int]
 
 
+def _find_markers(tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
+    """Ids of MARKERS, and those that the vocabulary lacks."""
+    ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
+    return ids, [m for m, i in zip(MARKERS, ids, strict=True) if i is None or i == tokenizer.unk_token_id]
+
+
 def marker_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of MARKERS; raises ValueError where the vocabulary has not all of them."""
-    ids = tokenizer.convert_tokens_to_ids(list(MARKERS))
-    missing = [marker for marker, i in zip(MARKERS, ids, strict=True) if i is None or i == tokenizer.unk_token_id]
+    ids, missing = _find_markers(tokenizer)
     if missing:
         raise ValueError(
             f"the vocabulary lacks {', '.join(missing)}, which mark the entities: take a BERT vocabulary with [unused] "
-            "entries, or rename four rare entries of vocab.txt to these"
+            "entries, or give the tokenizer special tokens for them (add_markers), which its encoder's table must hold"
         )
     return tuple(ids)
+
+
+def add_markers(tokenizer: Any) -> tuple[Any, int]:
+    """A tokenizer that has MARKERS, and how many of them were added.
+
+    [unused] entries of a BERT vocabulary are there already. Others get special tokens behind their last one: the
+    encoder's word table must have ``len(tokenizer)`` rows (:func:`tmrjax.encoders.open.grow_vocabulary`). The one that
+    is given stays as it is.
+    """
+    _, missing = _find_markers(tokenizer)
+    if not missing:
+        return tokenizer, 0
+    from tokenizers import AddedToken
+
+    larger = tokenizer_from_json(tokenizer_to_json(tokenizer))
+    added = larger.add_tokens([AddedToken(marker, normalized=False, special=True) for marker in missing])
+    return larger, added
 
 
 def encode_marked(
@@ -69,7 +94,7 @@ def encode_marked(
             raise ValueError(f"{name} [{start}, {end}) lies outside of {len(tokens)} words")
     before_head, after_head, before_tail, after_tail = marker_ids(tokenizer)
     pieces = pieces_of_words(tokenizer, tokens)
-    first, last = _window([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
+    first, last = window_around([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
     input_ids, positions = [tokenizer.cls_token_id], {}
     for word in range(first, last):
         for (start, _), marker in ((head, before_head), (tail, before_tail)):
@@ -91,7 +116,7 @@ def encode_marked(
     )
 
 
-def _window(lengths: Sequence[int], head: tuple[int, int], tail: tuple[int, int], room: int) -> tuple[int, int]:
+def window_around(lengths: Sequence[int], head: tuple[int, int], tail: tuple[int, int], room: int) -> tuple[int, int]:
     """The half-open range of words that is read, of at most ``room`` pieces."""
     first, last = min(head[0], tail[0]), max(head[1], tail[1])
     room -= sum(lengths[first:last])

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+# split_special_tokens: a post that holds the text of a special token ("</s>") does not get the token.
+# verbose=False: what does not fit is cut or read in windows, so the tokenizer's warning of its length is wrong.
+_PLAIN = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+
 
 class Tokenizer(Protocol):
     """What is used of a fast tokenizer of transformers."""
@@ -17,6 +21,7 @@ class Tokenizer(Protocol):
     cls_token_id: int
     sep_token_id: int
     unk_token_id: int
+    all_special_ids: list[int]
 
     def __call__(self, text, **kwargs):
         """Encodes a text or, with is_split_into_words, its words."""
@@ -46,12 +51,17 @@ class WordPieces(NamedTuple):
 
 def pieces_of_words(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[list[int]]:
     """The ids of each word's pieces; empty for a word of invisible characters."""
-    # verbose=False: what does not fit is cut or read in windows, so the tokenizer's warning of its length is wrong.
-    encoding = tokenizer(list(tokens), is_split_into_words=True, add_special_tokens=False, verbose=False)
+    encoding = tokenizer(list(tokens), is_split_into_words=True, **_PLAIN)
     pieces: list[list[int]] = [[] for _ in tokens]
-    for piece, word in zip(encoding["input_ids"], encoding.word_ids(), strict=True):
+    for piece, word in zip(_ordinary(tokenizer, encoding["input_ids"]), encoding.word_ids(), strict=True):
         pieces[word].append(piece)
     return pieces
+
+
+def _ordinary(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The ids, special ones made unknown: SentencePiece's unigrams find "</s>" in a text whatever is asked for."""
+    special = set(tokenizer.all_special_ids)
+    return [tokenizer.unk_token_id if i in special else i for i in ids]
 
 
 def unknown_words(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]]) -> list[int]:
@@ -94,7 +104,7 @@ def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int
 
     Without any phrase the result is empty: the coarse grain is masked, not fed with an empty sentence.
     """
-    content = tokenizer(" ".join(phrases), add_special_tokens=False, verbose=False)["input_ids"] if phrases else []
+    content = _ordinary(tokenizer, tokenizer(" ".join(phrases), **_PLAIN)["input_ids"]) if phrases else []
     if not content:
         return [], 0
     kept = content[:max_pieces]

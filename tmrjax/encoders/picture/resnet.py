@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
+from tmrjax.encoders.base import PictureStates
+from tmrjax.encoders.picture.patches import check_pixels
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1  # PyTorch's: the weight of the new batch in the running statistics
@@ -176,8 +178,9 @@ class _Block(nn.Module):
     dtype: jnp.dtype
     batch_norm: str
 
+    # ``train`` and ``mask`` by position: nn.remat has no static keywords.
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
         config = self.config
 
         def conv(name: str, x: Array, features: int, size: int, stride: int, activation: str | None) -> Array:
@@ -208,14 +211,16 @@ class ResNetEncoder(nn.Module):
         normalises with the batch's statistics where ``train`` is True and then updates the running ones, as PyTorch
         does (momentum 0.1, unbiased variance): call ``apply`` with ``mutable=["batch_stats"]``. On several devices the
         statistics are those of the global batch.
+      remat: compute each block again in the backward pass instead of keeping its insides (gradient checkpointing).
     """
 
     config: ResNetConfig
     dtype: jnp.dtype = jnp.float32
     batch_norm: str = "frozen"
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, pixels: Array, *, train: bool, mask: Array | None = None) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, pixels: Array, *, train: bool, mask: Array | None = None) -> PictureStates:
         """Encodes pictures.
 
         Args:
@@ -225,8 +230,8 @@ class ResNetEncoder(nn.Module):
             the batch's statistics; with frozen statistics no picture has any on another.
 
         Returns:
-          The map [N,h,w,C] with h = ⌈H/32⌉ (four stages), and the maps after the stem and after each stage under the
-          names "stem", "stage_0", ....
+          The states: "stages", the maps [N,h,w,C] after each stage, of which the last has h = ⌈H/32⌉ (four stages);
+          "tokens" [N,hw,C], the places of the last map by rows; "pooled" [N,C], their mean.
 
         Raises:
           ValueError: where the shape is not that of pictures, the channels are not the config's, or ``batch_norm`` is
@@ -235,23 +240,19 @@ class ResNetEncoder(nn.Module):
         config = self.config
         if self.batch_norm not in ("frozen", "train"):
             raise ValueError(f"batch_norm must be 'frozen' or 'train', got {self.batch_norm!r}")
-        if pixels.ndim != 4 or pixels.shape[-1] != config.num_channels:
-            raise ValueError(f"pixels must be [N,H,W,{config.num_channels}], channels last; got shape {pixels.shape}")
-        if not jnp.issubdtype(pixels.dtype, jnp.floating):
-            raise ValueError(f"pixels must be floating and normalised, got {pixels.dtype}")
-        if mask is not None and mask.shape != pixels.shape[:1]:
-            raise ValueError(f"mask has shape {mask.shape}, but pixels has {pixels.shape}")
+        check_pixels(pixels, config.num_channels, mask)
         settings = {"dtype": self.dtype, "batch_norm": self.batch_norm}
         stem = _ConvNorm(config.embedding_size, 7, 2, config.hidden_act, name="stem", **settings)
         x = max_pool(stem(pixels.astype(self.dtype), train=train, mask=mask))
-        intermediates = {"stem": x}
+        stages = []
+        block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         for stage, (features, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                block = _Block(config, features, stride, name=f"stage_{stage}_block_{index}", **settings)
-                x = block(x, train=train, mask=mask)
-            intermediates[f"stage_{stage}"] = x
-        return x, intermediates
+                name = f"stage_{stage}_block_{index}"
+                x = block(config, features, stride, name=name, **settings)(x, train, mask)
+            stages.append(x)
+        return PictureStates(x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2)), tuple(stages))
 
 
 def convolve(x: Array, kernel: Array, stride: int) -> Array:

@@ -1,62 +1,92 @@
-"""The pictures of a post through one ResNet (§3.2), as pixels or as the maps of a ResNet that ran ahead of time."""
+"""The pictures of a post through one encoder (§3.2), as pixels or as what an encoder made of them ahead of time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
+from tmrjax.encoders.base import PictureConfig, PictureStates
+from tmrjax.encoders.open import picture_encoder
+from tmrjax.inputs.pictures import FEATURE_KEYS, Pictures
 
-Batch = Mapping[str, jax.Array]
 
-
-class PictureEncoder(nn.Module):
-    """ResNet maps of all pictures of a post, or the same maps handed in as features.
+class PictureReader(nn.Module):
+    """States of all pictures of a post, from pixels or handed in as features.
 
     A masked picture is replaced before anything is computed from it: its content, be it NaN, has no influence.
     """
 
-    config: ResNetConfig | None
+    config: PictureConfig | None
     dtype: jnp.dtype = jnp.float32
     batch_norm: str = "frozen"
     frozen: bool = False
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, batch: Batch, prefixes: tuple[str, ...], *, train: bool) -> dict[str, jax.Array]:
-        """Maps ``{prefix}image`` [B, P, C] and ``{prefix}region`` [B, 3, P, C] for each prefix, masked ones zero."""
-        maps, masks = {}, {}
-        for prefix in prefixes:
-            masks[f"{prefix}image"] = batch[f"{prefix}image_mask"][:, None]
-            masks[f"{prefix}region"] = batch[f"{prefix}region_mask"]
-        pixels = {}
-        for name, mask in masks.items():
-            picture_key = f"{name}s" if name.endswith("region") else name
-            content = batch.get(f"{name}_features", batch.get(picture_key))
-            if content is None:
-                raise ValueError(f"the batch has neither {picture_key!r} (pixels) nor '{name}_features' (ResNet maps)")
-            if name.endswith("image"):
-                content = content[:, None]
-            content = jnp.where(mask.reshape(mask.shape + (1,) * (content.ndim - 2)), content, 0).astype(self.dtype)
-            (maps if f"{name}_features" in batch else pixels)[name] = content
+    def __call__(self, batch: Mapping[str, Any], pictures: Pictures, *, train: bool) -> dict[str, Any]:
+        """``{prefix}image`` and ``{prefix}region`` for each prefix, masked ones zero; see ``Method.read_pictures``.
+
+        Keys of features: ``{name}_features`` (tokens), ``{name}_pooled``, ``{name}_stages``; where a method asks for
+        pooled states and the batch has tokens, their mean is taken, which is the pooled state of a ResNet.
+        """
+        found, pixels, masks = {}, {}, {}
+        for prefix in pictures.prefixes:
+            for part, kept in pictures.parts.items():
+                name = f"{prefix}{part}"
+                masks[name] = batch[f"{name}_mask"]
+                key = f"{name}_{FEATURE_KEYS[kept]}"
+                if key in batch:
+                    found[name] = _masked(batch[key], masks[name], self.dtype)
+                elif kept == "pooled" and f"{name}_features" in batch:
+                    found[name] = _masked(batch[f"{name}_features"], masks[name], self.dtype).mean(-2)
+                else:
+                    pixel_key = f"{name}s" if part == "region" else name
+                    if pixel_key not in batch:
+                        raise ValueError(f"the batch has neither {pixel_key!r} (pixels) nor {key!r} (features)")
+                    pixels[name] = _masked(batch[pixel_key], masks[name], self.dtype)
         if pixels:
-            if self.config is None:
-                raise ValueError(f"{sorted(pixels)} came as pixels, but this model has no ResNet: it takes features")
-            # One call for all pictures; post-major, so that a batch sharded over devices stays where it is.
-            stacked = jnp.concatenate(list(pixels.values()), axis=1)
-            batch_size, count = stacked.shape[:2]
-            resnet = ResNetEncoder(self.config, self.dtype, self.batch_norm, name="resnet")
-            present = jnp.concatenate([masks[name] for name in pixels], axis=1)
-            encoded, _ = resnet(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
-            encoded = encoded.reshape(batch_size, count, -1, encoded.shape[-1])
-            start = 0
-            for name, content in pixels.items():
-                # A bias of the ResNet must not speak for a picture that is not there.
-                mask = masks[name][:, :, None, None]
-                maps[name] = jnp.where(mask, encoded[:, start : start + content.shape[1]], 0)
-                start += content.shape[1]
-        if self.frozen:
-            maps = jax.lax.stop_gradient(maps)
-        return {name: value[:, 0] if name.endswith("image") else value for name, value in maps.items()}
+            found |= self._encode(pixels, masks, pictures, train)
+        return jax.lax.stop_gradient(found) if self.frozen else found
+
+    def _encode(self, pixels: dict, masks: dict, pictures: Pictures, train: bool) -> dict[str, Any]:
+        """One call for all pictures; post-major, so that a batch sharded over devices stays where it is."""
+        if self.config is None:
+            raise ValueError(
+                f"{sorted(pixels)} came as pixels, but this model has no picture encoder: it takes features"
+            )
+        slots = {name: masks[name] if name.endswith("region") else masks[name][:, None] for name in pixels}
+        counts = {name: slots[name].shape[1] for name in pixels}
+        stacked = [pixels[name] if name.endswith("region") else pixels[name][:, None] for name in pixels]
+        stacked, present = jnp.concatenate(stacked, axis=1), jnp.concatenate(list(slots.values()), axis=1)
+        batch_size, count = present.shape
+        name = self.config.to_dict()["model_type"].replace("-", "_")
+        encoder = picture_encoder(
+            self.config, dtype=self.dtype, batch_norm=self.batch_norm, remat=self.remat, name=name
+        )
+        states: PictureStates = encoder(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
+        found, start = {}, 0
+        for name, slot in slots.items():
+            kept = pictures.parts["region" if name.endswith("region") else "image"]
+
+            def of_this_picture(encoded, slot=slot, name=name, start=start):
+                encoded = encoded.reshape(batch_size, count, *encoded.shape[1:])[:, start : start + counts[name]]
+                # A bias of the encoder must not speak for a picture that is not there.
+                encoded = _masked(encoded, slot, encoded.dtype)
+                return encoded if name.endswith("region") else encoded[:, 0]
+
+            found[name] = jax.tree.map(of_this_picture, getattr(states, kept))
+            start += counts[name]
+        return found
+
+
+def _masked(content: Any, mask: jax.Array, dtype: jnp.dtype) -> Any:
+    """Arrays, or a tuple of arrays, with zeros where the mask over their first axes is False."""
+
+    def one(array):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (array.ndim - mask.ndim)), array, 0).astype(dtype)
+
+    return jax.tree.map(one, content)

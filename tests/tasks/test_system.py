@@ -1,4 +1,4 @@
-"""Features of a reader: the cache is of one arithmetic, and the compiled ResNet does not carry its weights."""
+"""Features of a system: the cache is of one arithmetic, and the compiled ResNet does not carry its weights."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
 from tmrjax.encoders.text.bert import BertConfig
-from tmrjax.inputs.examples import TextSettings
+from tmrjax.inputs.settings import TextSettings
 from tmrjax.models import TMRForNER
 from tmrjax.records import Record
 from tmrjax.tasks.entities import Tagger
@@ -22,7 +22,7 @@ RECORD = Record("1", ("hi",), tags=("O",), image="1.png")
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory):
+def system(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\n")
     bert = BertConfig(
@@ -30,7 +30,9 @@ def reader(tmp_path_factory):
         max_position_embeddings=16,
     )  # fmt: skip
     model = TMRForNER(bert=bert, num_tags=3, resnet=RESNET, num_heads=2, use_back_translation=False)
-    return Tagger(model, ("PER",), load_tokenizer(folder), TextSettings(8, 3), PictureSettings(32, 36), buckets=(8,))
+    return Tagger(
+        model.method(), ("PER",), load_tokenizer(folder), TextSettings(8, 3), PictureSettings(32, 36), buckets=(8,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +49,43 @@ def root(tmp_path):
     return tmp_path
 
 
-def features(reader, root, variables):
-    source = reader.features(root, [RECORD], variables, root / "cache", progress=False)
+def features(system, root, variables):
+    source = system.features(root, [RECORD], variables, root / "cache", progress=False)
     return source.load(RECORD)["image_features"]
 
 
-def with_model(reader, **changes):
-    return dataclasses.replace(reader, model=dataclasses.replace(reader.model, **changes))
+def with_model(system, **changes):
+    return dataclasses.replace(system, method=dataclasses.replace(system.method, **changes), fitted=())
 
 
-def test_a_model_of_another_type_does_not_read_these_maps(reader, root, variables):
-    exact = features(reader, root, variables)
-    coarse = features(with_model(reader, dtype=jnp.bfloat16), root, variables)
+def test_a_model_of_another_type_does_not_read_these_maps(system, root, variables):
+    exact = features(system, root, variables)
+    coarse = features(with_model(system, dtype=jnp.bfloat16), root, variables)
     assert np.abs(exact - coarse).max() > 1e-4
-    np.testing.assert_array_equal(features(reader, root, variables), exact)
+    np.testing.assert_array_equal(features(system, root, variables), exact)
 
 
-def test_a_flag_that_changes_no_shape_is_part_of_the_cache(reader, root, variables):
-    exact = features(reader, root, variables)
+def test_a_flag_that_changes_no_shape_is_part_of_the_cache(system, root, variables):
+    exact = features(system, root, variables)
     other = dataclasses.replace(RESNET, hidden_act="gelu")
-    assert np.abs(exact - features(with_model(reader, resnet=other), root, variables)).max() > 1e-3
+    assert np.abs(exact - features(with_model(system, picture=other), root, variables)).max() > 1e-3
 
 
-def test_each_process_writes_a_shard_of_its_own(reader, root, variables, monkeypatch):
+def test_each_process_writes_a_shard_of_its_own(system, root, variables, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 3)
-    features(reader, root, variables)
+    features(system, root, variables)
     assert [path.name for path in (root / "cache").glob("*/*.maps")] == ["shard-00003.maps"]
 
 
-def test_the_weights_are_an_argument_of_the_program(reader, variables):
+def test_the_weights_are_an_argument_of_the_program(system, variables):
     resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in variables}
-    pixels = jnp.zeros((2, 32, 32, 3))
-    encode = reader.picture_maps()
+    pixels = jnp.zeros((2, 32, 32, 3), jnp.uint8)
+    encode = system.picture_states("tokens")
     assert not _has_weights(encode.lower(resnet, pixels), resnet)
     assert _has_weights(jax.jit(lambda pixels: encode(resnet, pixels)).lower(pixels), resnet)  # what it was once
 
 
 def _has_weights(lowered, resnet):
-    """Whether a constant of the program is longer than the smallest kernel, written as four bytes a number."""
-    smallest = min(leaf.size for leaf in jax.tree.leaves(resnet) if leaf.ndim == 4)
-    return any("constant" in line and len(line) > 8 * smallest for line in lowered.as_text().splitlines())
+    """Whether a constant of the program is as long as the largest kernel, written as four bytes a number."""
+    largest = max(leaf.size for leaf in jax.tree.leaves(resnet))
+    return any("constant" in line and len(line) > 8 * largest for line in lowered.as_text().splitlines())

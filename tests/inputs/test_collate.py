@@ -9,26 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizerFast
 
-from tmrjax.inputs.collate import (
-    Batches,
-    BatchPlan,
-    Collator,
-    FeatureSource,
-    PixelSource,
-    picture_requests,
-    sample_fraction,
-)
-from tmrjax.inputs.examples import (
-    PHRASES,
-    RELEASE_TAGS,
-    RelationExample,
-    TaggingExample,
-    TextSettings,
-    encode_relations,
-    encode_tagging,
-    phrase_ids_of,
-    say_what_is_lost,
-)
+from tmrjax.inputs.base import Example, Reading
+from tmrjax.inputs.batching import BatchPlan
+from tmrjax.inputs.collate import Batches, Collator, sample_fraction
+from tmrjax.inputs.labels import RELEASE_TAGS, Relation, Tags
+from tmrjax.inputs.lost import say_what_is_lost
+from tmrjax.inputs.marked import Marked
+from tmrjax.inputs.phrases import Phrases, phrase_ids_of
+from tmrjax.inputs.pictures import FeatureSource, Pictures, PixelSource, picture_requests
+from tmrjax.inputs.pieces import Pieces
+from tmrjax.inputs.scores import Scores
+from tmrjax.inputs.settings import PHRASES, TextSettings
 from tmrjax.pictures.cache import FeatureCache
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Generated, Record
@@ -40,8 +31,24 @@ SETTINGS = TextSettings(max_pieces=10, max_phrase_pieces=3, windows=False)
 SMALL = PictureSettings(size=8, resize=8)
 
 
-def collator(pictures):
-    return Collator(TaggingExample, SETTINGS, pictures)
+TEXT = (Pieces(), Tags(LABELS.labels))
+BOTH = Pictures("tokens", "tokens", generated=True)
+ALL = (Pieces(), Tags(LABELS.labels), Phrases(), BOTH, Scores())
+
+
+def encode(records, tokenizer, inputs=ALL, settings=SETTINGS):
+    """As a system does it."""
+    reading, (text, *others), examples = Reading(tokenizer, settings), inputs, []
+    for record in records:
+        pieces, values = text.pieces(record, reading), {}
+        for one in others:
+            values |= one.encode(record, pieces, reading)
+        examples.append(Example(record, pieces, values))
+    return examples
+
+
+def collator(pictures, inputs=ALL, settings=SETTINGS):
+    return Collator(TEXT if pictures is None else inputs, Reading(None, settings, pictures))
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +120,20 @@ def test_plans_refuse_what_does_not_fit():
 
 
 def test_cut_and_invisible_words_are_reported(tokenizer, caplog):
-    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
+    examples = encode(RECORDS, tokenizer)
     say_what_is_lost(examples, SETTINGS, "train")
     assert "train: 4 words of 1 posts lie outside of the limit of 10 word pieces" in caplog.text
-    assert examples[2].pieces.cut == [8, 9, 10, 11] and len(examples[2].tags) == 8
-    assert examples[1].pieces.empty == [1] and examples[1].tags == LABELS.encode(["B-LOC", "O"])
+    assert examples[2].pieces.cut == [8, 9, 10, 11]
+    assert examples[1].pieces.empty == [1]
+    batch = collator(None)(examples, 10)
+    assert batch["word_mask"].sum(1).tolist() == [4, 2, 8]
+    assert batch["tags"][1].tolist() == [*LABELS.encode(["B-LOC", "O"]), *[0] * 6]
 
 
 def test_released_tags_stand_on_every_piece(tokenizer):
-    [example] = encode_tagging(RECORDS[:1], tokenizer, LABELS, TextSettings(10, 3, piece_tags=True))
-    tags = [RELEASE_TAGS[i] for i in example.tags]
+    settings = TextSettings(10, 3, piece_tags=True)
+    examples = encode(RECORDS[:1], tokenizer, TEXT, settings)
+    tags = [RELEASE_TAGS[i] for i in collator(None, settings=settings)(examples, 7)["tags"][0]]
     assert tags == ["[CLS]", "B-PER", "O", "O", "B-LOC", "X", "[SEP]"]
 
 
@@ -151,7 +162,7 @@ def test_phrases_of_the_released_code_are_its_own(tmp_path):
 
 def brightest(pixels):
     """The colour of a picture of one primary colour, by the pixels that a ResNet reads."""
-    means = pixels.mean((0, 1))
+    means = SMALL.normalise(pixels).mean((0, 1))
     assert np.sort(means)[-1] > 0 and np.sort(means)[-2] < -1.5  # Pillow's green is half as bright
     return ("red", "green", "blue")[means.argmax()]
 
@@ -168,15 +179,14 @@ def test_each_region_goes_to_its_own_place_and_each_picture_to_its_own(tokenizer
         "0", ("at",), ("O",), image="bands.png", regions=(right, left, middle),
         generated=Generated("generated.png", (right, left)),
     )  # fmt: skip
-    examples = encode_tagging([record], tokenizer, LABELS, SETTINGS)
-    prefixes = ("", "generated_")
-    requests = picture_requests([record], tmp_path, prefixes)
+    examples = encode([record], tokenizer)
+    requests = picture_requests([record], tmp_path, BOTH, SMALL, "tokens")
     cache = FeatureCache.build(
-        tmp_path / "cache", requests, lambda pixels: pixels.reshape(len(pixels), -1, 3), encoder_identity={}, size=8,
-        resize=8, progress=False,
+        tmp_path / "cache", requests, lambda pixels: {"tokens": SMALL.normalise(pixels).reshape(len(pixels), -1, 3)},
+        encoder_identity={}, settings=SMALL, progress=False,
     )  # fmt: skip
-    pixels = collator(PixelSource(tmp_path, prefixes, SMALL))(examples, 10)
-    features = collator(FeatureSource(tmp_path, prefixes, cache))(examples, 10)
+    pixels = collator(PixelSource(tmp_path, BOTH, SMALL))(examples, 10)
+    features = collator(FeatureSource(tmp_path, BOTH, SMALL, {"tokens": cache}))(examples, 10)
     for prefix, colours in (("", ["blue", "red", "green"]), ("generated_", ["green", "blue"])):
         for batch in (pixels, features):
             assert batch[f"{prefix}region_mask"][0].tolist() == [i < len(colours) for i in range(3)]
@@ -194,8 +204,8 @@ def test_head_and_tail_stand_at_their_own_markers(tmp_path):
     # The head first, and the tail first.
     pairs = [Record("a", tokens, head=(0, 1), tail=(3, 4), relation="x"),
              Record("b", tokens, head=(3, 4), tail=(0, 1), relation="x")]  # fmt: skip
-    examples = encode_relations(pairs, tokenizer, ("None", "x"), TextSettings(12))
-    batch = Collator(RelationExample, TextSettings(12), None)(examples, 12)
+    settings, inputs = TextSettings(12), (Marked(), Relation(("None", "x")))
+    batch = Collator(inputs, Reading(None, settings))(encode(pairs, tokenizer, inputs, settings), 12)
     rows = np.arange(2)
     for name, marker, following in (
         ("head_start", MARKERS[0], ["jordan", "har"]),
@@ -208,8 +218,8 @@ def test_head_and_tail_stand_at_their_own_markers(tmp_path):
 
 
 def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
-    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    source = PixelSource(root, ("", "generated_"), SMALL)
+    examples = encode(RECORDS, tokenizer)
+    source = PixelSource(root, BOTH, SMALL)
     batch = collator(source)([*examples[:2], None], 10)
     assert batch["row_mask"].tolist() == [True, True, False]
     assert batch["attention_mask"].sum(1).tolist() == [7, 5, 0]
@@ -218,8 +228,8 @@ def test_collate_fills_masks_and_neutral_scores(tokenizer, root):
     assert batch["generated_image_mask"].tolist() == [True, False, False]
     assert batch["region_mask"].tolist() == [[True] * 3, [False] * 3, [False] * 3]  # the fourth box is left out
     assert batch["generated_region_mask"][0].tolist() == [True, False, False]
-    np.testing.assert_allclose(batch["scores"], [[0.1, 0.2, 0.7], [0, 1, 1], [0, 1, 1]], rtol=1e-6)
-    np.testing.assert_allclose(batch["generated_scores"], [[0.5, 0.5, 0.0], [0, 1, 1], [0, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(batch["scores"], [[0.1, 0.2, 0.7], [0, 1, 1], [0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(batch["generated_scores"], [[0.5, 0.5, 0.0], [0, 1, 1], [0, 0, 0]], rtol=1e-6)
     assert batch["phrase_mask"].sum(1).tolist() == [5, 0, 0]
     assert batch["image"].shape == (3, 8, 8, 3) and batch["generated_regions"].shape == (3, 3, 8, 8, 3)
     assert not batch["image"][2].any()
@@ -236,28 +246,37 @@ def fake_resnet(pixels):
 
 
 def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
-    prefixes = ("", "generated_")
-    requests = picture_requests(RECORDS, root, prefixes)
+    requests = picture_requests(RECORDS, root, BOTH, SMALL, "tokens")
     assert len(requests) == 2 + 1 + 3 + 1
     cache = FeatureCache.build(
-        tmp_path, requests, fake_resnet, encoder_identity={}, size=8, resize=8, progress=False, batch_size=4
+        tmp_path,
+        requests,
+        lambda pixels: {"tokens": fake_resnet(pixels)},
+        encoder_identity={},
+        settings=SMALL,
+        progress=False,
+        batch_size=4,
     )
-    examples = encode_tagging(RECORDS, tokenizer, LABELS, SETTINGS)
-    pixels = collator(PixelSource(root, prefixes, SMALL))(examples, 10)
-    features = collator(FeatureSource(root, prefixes, cache))(examples, 10)
-    for prefix in prefixes:
-        np.testing.assert_allclose(features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0])
+    examples = encode(RECORDS, tokenizer)
+    pixels = collator(PixelSource(root, BOTH, SMALL))(examples, 10)
+    features = collator(FeatureSource(root, BOTH, SMALL, {"tokens": cache}))(examples, 10)
+    for prefix in BOTH.prefixes:
+        np.testing.assert_allclose(
+            features[f"{prefix}image_features"][0], fake_resnet(pixels[f"{prefix}image"])[0], rtol=1e-6
+        )
         for row, slot in zip(*np.nonzero(pixels[f"{prefix}region_mask"]), strict=True):
             expected = fake_resnet(pixels[f"{prefix}regions"][row])[slot]
-            np.testing.assert_allclose(features[f"{prefix}region_features"][row, slot], expected)
+            np.testing.assert_allclose(features[f"{prefix}region_features"][row, slot], expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def batches(tokenizer, root):
     records = [RECORDS[i % 3] for i in range(11)]
-    examples = encode_tagging(records, tokenizer, LABELS, SETTINGS)
+    own = Pictures("tokens", "tokens", generated=False)
+    inputs = (*TEXT, Phrases(), own, Scores(generated=False))
+    examples = encode(records, tokenizer, inputs)
     plan = BatchPlan([len(e.pieces.input_ids) for e in examples], (8, 10), 4, epochs=3, seed=5)
-    return Batches(examples, plan, collator(PixelSource(root, ("",), SMALL)))
+    return Batches(examples, plan, collator(PixelSource(root, own, SMALL), inputs))
 
 
 def equal(first, second):

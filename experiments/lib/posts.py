@@ -1,0 +1,128 @@
+"""Experiments on posts: entities and relations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.lib import build, command
+from tmrjax.files import DataError
+from tmrjax.inputs.batching import BatchPlan
+from tmrjax.inputs.collate import Batches, sample_fraction
+from tmrjax.methods import name_of
+from tmrjax.records import read_dataset
+from tmrjax.tasks.report import format_report, warnings_of
+from tmrjax.training.optimizer import parameter_groups
+from tmrjax.training.step import Loss
+
+logger = logging.getLogger(__name__)
+
+
+class PostExperiment:
+    """See :class:`experiments.lib.experiment.Experiment`."""
+
+    def __init__(self, config: ConfigDict):
+        if not config.data.root:
+            raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
+        self.config, self.loop = config, {}
+        self.dataset = read_dataset(config.data.root, on_error=config.data.on_error)
+        for split in ("train", "dev", "test"):
+            if not self.dataset.splits.get(split):
+                needs = "records to learn from, to choose the epoch by, and to report"
+                raise DataError(
+                    self.dataset.root, f"no record in {split}", needs, "Import with fewer demands, or split by hand."
+                )
+        self.data_meta = command.dataset_meta(self.dataset)
+
+    def build(self, mesh: Mesh) -> dict[str, Any]:
+        """System, variables, batches."""
+        for mark in warnings_of(self.dataset.info):
+            logger.warning("%s", mark)
+        config, splits = self.config, self.dataset.splits
+        self.mesh, self.system = mesh, build.build_system(config, self.dataset)
+        variables = build.initial_variables(config, self.dataset, self.system)
+        self.records = sample_fraction(splits["train"], config.data.fraction, config.seed)
+        examples = self.system.training_rows(self.system.encode(self.records, say="train"))
+        self.dev = self.system.encode(splits["dev"], say="dev")
+        used = [*self.records, *splits["dev"], *splits["test"]]
+        self.pictures = command.picture_source(self.system, self.dataset, used, variables, config.data)
+        lengths = [len(example.pieces.input_ids) for example in examples]
+        plan = BatchPlan(lengths, self.system.buckets, config.batch_size, epochs=config.epochs, seed=config.seed)
+        collator = self.system.collator(self.pictures)
+        self.batches = Batches(examples, plan, collator, jax.process_index(), jax.process_count())
+        self.steps, self.step = len(plan), self.system.predict_step(mesh)
+        return variables
+
+    def loss(self) -> Loss:
+        """The head's loss and the method's own."""
+        return self.system.loss()
+
+    def groups(self, params: Any) -> Any:
+        """By the config's patterns, then by the method's."""
+        given = [(pattern, f"config.rates {pattern}") for pattern, _ in self.config.rates]
+        method = self.system.method
+        return parameter_groups(params, [*given, *method.rates], method.frozen)
+
+    def rates(self) -> dict[str, float]:
+        """Of the method's groups, and of the config's patterns."""
+        config = self.config
+        named = {"encoder": config.lr_encoder, "fusion": config.lr_fusion, "crf": config.lr_crf or config.lr_fusion}
+        return named | {f"config.rates {pattern}": rate for pattern, rate in config.rates}
+
+    def to_meta(self) -> dict[str, Any]:
+        """The system."""
+        return self.system.to_meta()
+
+    def evaluate_dev(self, variables: Any) -> dict[str, float]:
+        """Precision, recall, F1."""
+        scores = self.system.report(self.dev, self._predictions(variables, self.dev))
+        return {name: scores[name] for name in ("precision", "recall", "f1")}
+
+    def _predictions(self, variables: Any, examples: Any, *, probabilities: bool = False) -> list[Any]:
+        return command.predict_split(
+            self.system, self.step, variables, examples, self.pictures, self.mesh, self.config.eval_batch_size,
+            num_threads=self.config.data.num_threads, probabilities=probabilities,
+        )  # fmt: skip
+
+    def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
+        """Writes the predictions of dev and test, and reports them."""
+        dataset, best, scores = self.dataset, kept["best"], {}
+        test = self.system.encode(dataset.splits["test"], say="test")
+        for split, encoded in (("dev", self.dev), ("test", test)):
+            predictions = self._predictions(variables, encoded, probabilities=True)
+            scores[split] = self.system.report(encoded, predictions)
+            if jax.process_index() == 0:
+                path = workdir / "predictions" / f"{split}.jsonl"
+                about = command.about_predictions(dataset, split, kept)
+                command.write_predictions(path, self.system, encoded, predictions, about)
+        return {
+            "method": name_of(self.system.method),
+            "ablation": self.system.method.left_out,
+            "dataset": dataset.info.name,
+            "labels_sha256": dict(dataset.info.labels_sha256),
+            "label_version": dataset.label_version,
+            "leaky_phrases": dataset.info.leaky_phrases,
+            "leaky_regions": dataset.info.leaky_regions,
+            "fraction": self.config.data.fraction,
+            "train_posts": {"used": len(self.records), "of": len(dataset.splits["train"])},
+            "best_epoch": best["epoch"],
+            "dev": {name: best[name] for name in ("precision", "recall", "f1")},
+            "test": scores["test"],
+        }
+
+    def show(self, report: dict[str, Any]) -> None:
+        """A table under the method's name, what was left out, the seed and the epoch."""
+        posts = report["train_posts"]
+        part = f"{100 * report['fraction']:g} % of train ({posts['used']} of {posts['of']} posts), "
+        title = (
+            f"{report['dataset']} test, method {report['method']}, left out: {report['ablation']}, "
+            f"{part if report['fraction'] < 1 else ''}seed {report['seed']} "
+            f"(epoch {report['best_epoch']} by dev F1 {100 * report['dev']['f1']:.2f})"
+        )
+        info, version = self.dataset.info, self.dataset.label_version
+        print(format_report(report["task"], report["test"], title, info, version), flush=True)
