@@ -131,7 +131,7 @@ def test_the_defaults_are_ours_and_other_ways_are_told_apart():
     box = (0.1, 0.1, 0.5, 0.9)
     np.testing.assert_array_equal(ours.region_pixels(picture, box), stretched(picture, box, 20))
     np.testing.assert_array_equal(bgr.whole_pixels(picture), area_resized(pattern(30, 50), 20)[..., ::-1])
-    assert ours.as_bytes and not bgr.as_bytes and not PictureSettings(missing="zeros").as_bytes
+    assert ours.as_bytes and bgr.as_bytes and not PictureSettings(missing="zeros").as_bytes
     for wrong in ({"whole": "rgb"}, {"regions": "crop"}, {"missing": "black"}, {"resample": "sinc"}):
         with pytest.raises(ValueError, match=f"pictures.{next(iter(wrong))} is '{next(iter(wrong.values()))}'"):
             PictureSettings(**wrong)

@@ -131,10 +131,10 @@ class PictureSettings:
     def as_bytes(self) -> bool:
         """Whether pictures travel as uint8, for :meth:`normalise` on the device.
 
-        Not as the authors' released code reads them: a picture that is missing is zero after the normalisation
-        (``zeros``), and a whole picture is not normalised at all (``area_bgr``). These are finished on the host.
+        Not with ``zeros``: what is missing is zero after the normalisation there, which no byte says. Such pictures
+        are finished on the host.
         """
-        return self.missing == "mask" and self.whole != "area_bgr"
+        return self.missing == "mask"
 
     @property
     def of_pixels(self) -> dict[str, Any]:
