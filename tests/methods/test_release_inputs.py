@@ -229,7 +229,8 @@ def test_evaluation_and_prediction_read_what_the_released_code_reads(released, v
     # The reference's batch through the released equations gives what the checkpoint makes of its own batch. Where what
     # is missing is masked, that holds for the post that has everything.
     rows = slice(0, 2 if missing == "zeros" else 1)
-    apply = jax.jit(lambda variables, batch: predictor.system.method.apply(variables, batch, train=False).scores)
+    method, prepare = predictor.system.method, predictor.system.prepare
+    apply = jax.jit(lambda variables, batch: method.apply(variables, prepare(batch), train=False).scores)
     found = np.asarray(apply(jax.device_get(predictor.variables), evaluated))[rows]
     theirs = released_output(model, expected, task)[rows]
     np.testing.assert_allclose(found, theirs, atol=0.02 * np.abs(theirs).max())
