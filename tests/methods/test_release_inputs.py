@@ -185,7 +185,9 @@ def assert_same(batch, expected, task):
         found = batch[name][: len(array)]
         if name.endswith(("image", "regions")):
             there = batch[f"{name.removesuffix('s')}_mask"][: len(array), ..., None, None, None]
-            found = np.where(there, PictureSettings().normalise(found), 0)  # as the model reads it
+            settings = PictureSettings(whole="area_bgr" if task == "re" else "torchvision")
+            pixels = settings.normalise(found, whole=name.endswith("image"))
+            found = np.where(there, pixels, 0)  # as the model reads it
             # One of 255 levels, in the units of the array.
             level = 1.001 if task == "re" and name.endswith("image") else 2.001 / 255 / 0.224
             np.testing.assert_allclose(found, array, atol=level, err_msg=name)
