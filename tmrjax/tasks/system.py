@@ -246,6 +246,7 @@ class System:
                 lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
                 encoder_identity=identity,
                 settings=self.pictures,
+                keep=(kept,),
                 dtype=dtype,
                 progress=progress,
                 shard=jax.process_index(),
