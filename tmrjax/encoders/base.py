@@ -50,17 +50,23 @@ class EncoderConfig(Protocol):
 class TextConfig(EncoderConfig, Protocol):
     """Of a text encoder.
 
-    hidden_size: D. num_hidden_layers: depth. vocab_size: rows of the word embedding.
+    hidden_size: D. num_hidden_layers: depth. vocab_size: rows of the word table. pad_token_id: what stands at padding,
+    which matters to no state.
     """
 
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     vocab_size: int
+    pad_token_id: int
 
     @property
     def max_length(self) -> int:
         """The most word pieces that the encoder reads, special ones included."""
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the width of the word table: D unless the encoder projects its embeddings."""
 
 
 class TextEncoder(Protocol):
@@ -80,7 +86,7 @@ class TextEncoder(Protocol):
     ) -> tuple[Array, dict[str, Array]]:
         """Last states [B, T, D], and the states after the embeddings and each layer ("embeddings", "layer_0", ...).
 
-        ``word_embeddings`` [B, T, D] takes the place of the word table's rows (``input_ids`` is None then).
+        ``word_embeddings`` [B, T, E] takes the place of the word table's rows (``input_ids`` is None then).
         ``prefixes``: one a layer, None where a layer has none.
         """
 

@@ -244,6 +244,7 @@ class System:
                 directory,
                 picture_requests(records, root, pictures, self.pictures, kept),
                 lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
+                keep=(kept,),
                 encoder_identity=identity,
                 settings=self.pictures,
                 keep=(kept,),

@@ -60,8 +60,8 @@ def pieces_of_words(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[list[in
 
 def _ordinary(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The ids, special ones made unknown: SentencePiece's unigrams find "</s>" in a text whatever is asked for."""
-    special = set(tokenizer.all_special_ids)
-    return [tokenizer.unk_token_id if i in special else i for i in ids]
+    special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
+    return [unknown if i in special else i for i in ids]
 
 
 def unknown_words(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]]) -> list[int]:

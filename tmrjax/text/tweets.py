@@ -116,6 +116,7 @@ def normalise(text: str) -> list[str]:
 _END, _GOES_ON = "</w>", "@@"
 _FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _UNKNOWN = "<unk>"
+_CACHED_WORDS, _LONGEST_CACHED = 1 << 17, 40
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
@@ -211,13 +212,15 @@ class TweetTokenizer:
 
     def split(self, text: str) -> list[str]:
         """The pieces of a text or word: ``@@`` at the end of one says that the word goes on."""
-        found = []
-        for word in normalise(text):
-            if word not in self._cache:
-                tokens = self.merges.encode(word, add_special_tokens=False).tokens
-                self._cache[word] = list(map(_as_written, tokens))
-            found += self._cache[word]
-        return found
+        if text in self._cache:
+            return self._cache[text]
+        tokens = self.merges.encode(normalise(text), is_pretokenized=True, add_special_tokens=False).tokens
+        pieces = list(map(_as_written, tokens))
+        if len(text) <= _LONGEST_CACHED:
+            if len(self._cache) >= _CACHED_WORDS:
+                self._cache.clear()
+            self._cache[text] = pieces
+        return pieces
 
     def __call__(self, text: Any, *, is_split_into_words: bool = False, **keywords: Any) -> Any:
         """Encodes a text, a list of texts, or with ``is_split_into_words`` the words of one text.
