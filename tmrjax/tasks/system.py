@@ -247,7 +247,6 @@ class System:
                 keep=(kept,),
                 encoder_identity=identity,
                 settings=self.pictures,
-                keep=(kept,),
                 dtype=dtype,
                 progress=progress,
                 shard=jax.process_index(),
