@@ -271,6 +271,7 @@ def test_the_files_of_published_folders_are_read():
     assert read(vit) == PictureSettings(224, 224, "squash", mean=half, std=half)
     assert read(swin, missing="zeros") == PictureSettings(224, 224, "squash", resample="bicubic", missing="zeros")
     assert read(None) == PictureSettings()
+    assert read({"image_mean": 0.5, "image_std": 0.25}).std == (0.25,) * 3
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,7 @@ def test_the_files_of_published_folders_are_read():
         ({"resample": 9}, "resample 9 is none of Pillow's codes"),
         ({"do_pad": True}, "do_pad True is not supported"),
         ({"image_std": [0, 1, 1]}, "pictures.std"),
+        ({"image_std": "ImageNet"}, r"pictures.std is \('ImageNet',\); expected three finite numbers above 0"),
     ],
 )
 def test_what_a_processor_asks_for_and_is_not_built_is_named(mapping, message):
