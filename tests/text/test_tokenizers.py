@@ -1,5 +1,6 @@
 """Tokenizers of folders equal the slow references; inside a checkpoint they are the same, or one clear error."""
 
+import importlib.util
 import json
 import sys
 import unicodedata
@@ -121,12 +122,9 @@ def test_bertweet_equals_the_slow_reference(bertweet):
     text = "RT @rosa_b: Don't miss it… they're late!!!!!! 😂 https://t.co/xY9?a=b (see a.org) &amp; it’s 5 p.m. :-)"
     assert ours(text)["input_ids"] == reference(text)["input_ids"]
     assert ours([text, "Rosa"])["input_ids"] == [reference(text)["input_ids"], reference("Rosa")["input_ids"]]
-    pieces = pieces_of_words(ours, ["@rosa", "https://t.co/x", "😂", "Rosa"])
-    assert [ours.convert_ids_to_tokens(ids) for ids in pieces[:3]] == [
-        ["@USER"],
-        ["HTTPURL"],
-        [":face_with_tears_of_joy:"],
-    ]
+    pieces = pieces_of_words(ours, ["@rosa", "https://t.co/x", "😂"])
+    emoji = ":face_with_tears_of_joy:" if importlib.util.find_spec("emoji") else "<unk>"
+    assert [ours.convert_ids_to_tokens(ids) for ids in pieces] == [["@USER"], ["HTTPURL"], [emoji]]
     with pytest.raises(TypeError, match="no offsets of characters"):
         ours(text, return_offsets_mapping=True)
 
