@@ -10,7 +10,7 @@ DEMO = runs/demo
 # Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
 demo: $(VENV)/.installed
 	$(RUN) data_prep/make_demo.py --out=$(DEMO)/data
-	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/text --config.model.variant=text
+	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/text --config.method=bert_crf
 	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/full
 	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/full --split=test
 	$(RUN) experiments/predict.py --workdir=$(DEMO)/full --input=$(DEMO)/data/posts.jsonl --output=$(DEMO)/entities.jsonl
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 # The same for relations between two marked entities.
 demo-relations: $(VENV)/.installed
 	$(RUN) data_prep/make_demo.py --out=$(DEMO)/relations-data --task=re
-	$(RUN) experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=$(DEMO)/relations-text --config.model.variant=text
+	$(RUN) experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=$(DEMO)/relations-text --config.method=mtb
 	$(RUN) experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=$(DEMO)/relations
 	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/relations --subset=complementary
 	$(RUN) experiments/predict.py --workdir=$(DEMO)/relations --input=$(DEMO)/relations-data/posts.jsonl --output=$(DEMO)/relations.jsonl

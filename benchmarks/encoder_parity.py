@@ -9,25 +9,16 @@ that is above 1. tests/encoders hold the same numbers below 2e-5.
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
+from benchmarks.picture_parity import PICTURE_MODELS, Errors, picture_errors, state_dict_of, tree_error
 from tmrjax import convert
 from tmrjax.encoders.open import text_config, text_encoder
-
-
-class Errors(NamedTuple):
-    """The largest absolute error of states, and of gradients (of parameters and of what goes in)."""
-
-    states: float
-    gradients: float
-
 
 SIZES = {
     "vocab_size": 37,
@@ -78,11 +69,6 @@ def torch_text_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
             else:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
     return model.eval()
-
-
-def state_dict_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Name → array."""
-    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
 
 
 def text_inputs(model: transformers.PreTrainedModel, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -148,30 +134,24 @@ def text_errors(name: str) -> Errors:
     state_error = max(np.abs(ours - other.numpy())[mask].max() for ours, other in zip(states, theirs, strict=True))
     expected = convert.text_params({n: p.grad.numpy() for n, p in model.named_parameters()}, config)
     return Errors(
-        float(state_error), gradient_error({**gradient, "added": of_added}, {**expected, "added": added.grad.numpy()})
+        float(state_error), tree_error({**gradient, "added": of_added}, {**expected, "added": added.grad.numpy()})
     )
-
-
-def gradient_error(ours, theirs) -> float:
-    """The largest error, each tensor divided by its largest element where that is above 1."""
-    ours, theirs = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (ours, theirs))
-    if ours.keys() != theirs.keys():
-        raise AssertionError(f"parameters differ: {sorted(ours.keys() ^ theirs.keys())}")
-    return max(float(np.abs(ours[n] - theirs[n]).max() / max(1.0, np.abs(theirs[n]).max())) for n in ours)
 
 
 # Name → what measures it.
 CASES: dict[str, Callable[[], Errors]] = {}
 for _name in TEXT_MODELS:
     CASES[_name] = lambda name=_name: text_errors(name)
+for _name in PICTURE_MODELS:
+    CASES[_name] = lambda name=_name: picture_errors(name)
 
 
 def main(names: list[str]) -> None:
     """Prints a line for each of ``names``, or for all."""
-    print(f"{'encoder':28} {'states':>9} {'gradients':>9}")
+    print(f"{'encoder':34} {'states':>9} {'gradients':>9}")
     for name in names or CASES:
         errors = CASES[name]()
-        print(f"{name:28} {errors.states:9.1e} {errors.gradients:9.1e}", flush=True)
+        print(f"{name:34} {errors.states:9.1e} {errors.gradients:9.1e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far our picture encoders are from PyTorch's: tiny random models of each kind, for tests and encoder_parity."""
+"""How far our picture encoders are from PyTorch's: tiny random models, for encoder_parity and the tests."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from tmrjax.encoders.open import picture_config, picture_encoder
 
 
 class Errors(NamedTuple):
-    """The largest absolute error of states, and of gradients (of parameters and of pixels).
+    """The largest absolute error of states, and of gradients (of parameters and of what goes in).
 
     Each tensor is divided by its largest element where that is above 1.
     """
@@ -142,15 +142,3 @@ def tree_error(ours, theirs) -> float:
     if ours.keys() != theirs.keys():
         raise AssertionError(f"parameters differ: {sorted(ours.keys() ^ theirs.keys())}")
     return max(scaled_error(np.asarray(ours[name]), theirs[name]) for name in ours)
-
-
-def main() -> None:
-    """Prints a line for each of PICTURE_MODELS."""
-    print(f"{'encoder':34} {'states':>9} {'gradients':>9}")
-    for name in PICTURE_MODELS:
-        errors = picture_errors(name)
-        print(f"{name:34} {errors.states:9.1e} {errors.gradients:9.1e}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

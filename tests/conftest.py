@@ -29,3 +29,25 @@ def data_root() -> Path:
     if not root:
         pytest.skip("TMRJAX_DATA is not set: the released annotations and pictures are needed for this test")
     return Path(root).resolve()
+
+
+# Whole files go to the workers (--dist loadfile) in this order; a long one at the end would leave the others idle.
+LONGEST = (
+    "experiments/test_mner.py",
+    "experiments/test_mre.py",
+    "data_prep/test_diffusion.py",
+    "experiments/test_mde.py",
+    "training/test_train.py",
+    "data_prep/test_import_mnre.py",
+    "data_prep/test_back_translate.py",
+    "data_prep/test_convert_release.py",
+    "prediction/test_predict.py",
+    "experiments/test_predict_command.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; within a file the order stays."""
+    tests = Path(__file__).resolve().parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))

@@ -79,7 +79,7 @@ class _Face(nn.Module, kw_only=True):
         super().__post_init__()
         if self.variant not in VARIANTS:
             raise ValueError(f"variant {self.variant!r} is none of {tuple(VARIANTS)}")
-        self._fields()
+        self.method()  # raises where fields do not fit
 
     def _fields(self) -> dict[str, Any]:
         """The fields of the method, except for its number of labels."""
@@ -122,9 +122,9 @@ class TMRForNER(_Face, kw_only=True):
     release_length: int | None = None
 
     def __post_init__(self):
-        super().__post_init__()
         if self.variant == "release" and not self.release_length:
             raise ValueError("variant 'release' needs release_length: its weights belong to absolute positions")
+        super().__post_init__()
 
     @property
     def tag_mask(self) -> str:

@@ -1,6 +1,7 @@
 """ViT, CLIP's vision tower, Swin (and ResNet) beside transformers' torch models: states, gradients, configs, sizes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -19,6 +20,7 @@ from benchmarks.picture_parity import (
     torch_picture_model,
 )
 from tmrjax import convert
+from tmrjax.encoders.base import Prefix
 from tmrjax.encoders.open import picture_config, picture_encoder
 from tmrjax.encoders.picture.clip import CLIPVisionConfig
 from tmrjax.encoders.picture.resnet import ResNetConfig
@@ -91,6 +93,33 @@ def test_one_layer_at_a_time_is_the_whole(encoders, name):
     tokens, pooled = encoder.apply(variables, hidden, method="read_out")
     np.testing.assert_allclose(tokens, states.tokens, atol=1e-6)
     np.testing.assert_allclose(pooled, states.pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_a_prefix_is_attended_to_as_if_it_stood_before_the_picture(encoders, name):
+    """The keys and values of some other states as prefix: what these states' own places do in one sequence."""
+    config, variables, pixels = encoders[name]
+    encoder = picture_encoder(config)
+    hidden = encoder.apply(variables, pixels, train=False, method="embed")
+    heads = config.num_attention_heads
+    layer = variables["params"]["layer_0"]
+    before = np.random.default_rng(0).normal(size=(2, 4, config.hidden_size)).astype(np.float32)
+
+    def normed(states, norm):
+        centred = states - states.mean(-1, keepdims=True)
+        return centred / np.sqrt(centred.var(-1, keepdims=True) + config.layer_norm_eps) * norm["scale"] + norm["bias"]
+
+    def projected(name):
+        dense = layer["attention"][name]
+        return (normed(before, layer["attention_norm"]) @ dense["kernel"] + dense["bias"]).reshape(2, 4, heads, -1)
+
+    prefix = Prefix(projected("key"), projected("value"))
+    run = functools.partial(encoder.apply, variables, 0, train=False, method="layer")
+    expected = run(np.concatenate([before, hidden], axis=1))[:, 4:]
+    np.testing.assert_allclose(run(hidden, prefix=prefix), expected, atol=1e-5)
+    assert np.abs(run(hidden) - expected).max() > 1e-2
+    hidden_away = prefix._replace(values=np.full_like(prefix.values, np.nan), mask=np.zeros((2, 4), bool))
+    np.testing.assert_allclose(run(hidden, prefix=hidden_away), run(hidden), atol=1e-6)
 
 
 def test_patches_of_any_size_are_embedded_without_positions(encoders):

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -60,6 +63,11 @@ def arrays_of(workdir: Path):
 def finished(world, tmp_path_factory) -> tuple[Path, dict]:
     workdir = tmp_path_factory.mktemp("runs") / "full"
     return workdir, experiment.run(small_config(world, **LONG), workdir)
+
+
+@pytest.fixture(scope="module")
+def predictor(finished) -> Predictor:
+    return Predictor.load(finished[0], devices=1)
 
 
 def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
@@ -148,9 +156,9 @@ def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
     assert {name: again[name] for name in report["test"]} == report["test"]
 
 
-def test_pixels_give_the_predictions_of_cached_features(finished, world):
+def test_pixels_give_the_predictions_of_cached_features(finished, predictor, world):
     """predict.py decodes pictures; training read the feature cache: the same entities come out."""
-    workdir, report = finished
+    _, report = finished
     records = read_dataset(world).splits["test"]
     posts = [
         {"tokens": list(r.tokens), "image": r.image, "regions": [list(box) for box in r.regions],
@@ -160,7 +168,7 @@ def test_pixels_give_the_predictions_of_cached_features(finished, world):
          "generated_scores": r.generated_scores and list(r.generated_scores)}
         for r in records
     ]  # fmt: skip
-    results = Predictor.load(workdir, devices=1).entities(posts, root=world, batch_size=4)
+    results = predictor.entities(posts, root=world, batch_size=4)
     found = sum(len(result["entities"]) for result in results)
     correct = 0
     for record, result in zip(records, results, strict=True):
@@ -198,9 +206,9 @@ def test_one_post_or_many_raw_text_without_pictures(finished, caplog):
         ({"text": "a", "image": "x.jpg", "regions": [[0, 0, 2, 1]]}, "outside the picture"),
     ],
 )
-def test_bad_posts_are_named(finished, post, message):
+def test_bad_posts_are_named(predictor, post, message):
     with pytest.raises(ValueError, match=message):
-        Predictor.load(finished[0], devices=1).entities([post])
+        predictor.entities([post])
 
 
 def test_a_workdir_of_another_run_is_refused(finished, world, tmp_path):
@@ -351,17 +359,27 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     return output
 
 
-def start(arguments: list[str], devices: int = 1) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(arguments: list[str], devices: int = 1, extra: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
+    env = {**environment(devices), **extra}
+    return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(world, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(command_line(world, workdir, "epochs=4")))
+    imports = {"PYTHONPROFILEIMPORTTIME": "1"}
+    output = finish(start(command_line(world, workdir, "epochs=4"), extra=imports))
+    (workdir.parent / "output.txt").write_text(output)
     return workdir
+
+
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) > 4, reason="transformers 5 imports torch unasked")
+def test_a_command_does_not_wait_for_torch(uninterrupted):
+    """tensorboardX and transformers import it wherever it is installed, which takes seconds of every start."""
+    output = (uninterrupted.parent / "output.txt").read_text()
+    imported = set(re.findall(r"^import time: .*\| +(\S+)$", output, re.MULTILINE))
+    assert {"tensorboardX", "transformers", "jax"} <= imported
+    assert not [name for name in imported if name.startswith("torch.")]
 
 
 def test_a_run_told_to_stop_resumes_to_the_same_bits(world, uninterrupted, tmp_path):

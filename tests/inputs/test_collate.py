@@ -269,6 +269,39 @@ def test_cached_features_are_those_of_the_pixels(tokenizer, root, tmp_path):
             np.testing.assert_allclose(features[f"{prefix}region_features"][row, slot], expected, rtol=1e-6)
 
 
+def test_pooled_states_and_stages_have_keys_of_their_own(tokenizer, root, tmp_path):
+    """One vector for a whole picture, maps of two sizes for a region; what is not there is zero in both."""
+    pictures = Pictures("pooled", "stages")
+
+    def encoder(pixels):
+        tokens = fake_resnet(pixels)
+        return {"pooled": tokens.mean(1), "stages": (tokens[:, None], tokens[:, :1, None] + 1)}
+
+    caches = {
+        kept: FeatureCache.build(
+            tmp_path, picture_requests(RECORDS, root, pictures, SMALL, kept), encoder, encoder_identity={},
+            settings=SMALL, keep=(kept,), progress=False, batch_size=4,
+        )
+        for kept in ("pooled", "stages")
+    }  # fmt: skip
+    assert [len(cache) for cache in caches.values()] == [3, 2]  # four boxes of the first record are one
+    inputs = (*TEXT, pictures)
+    examples = encode(RECORDS, tokenizer, inputs)
+    features = collator(FeatureSource(root, pictures, SMALL, caches), inputs)([*examples, None], 10)
+    pixels = collator(PixelSource(root, pictures, SMALL), inputs)([*examples, None], 10)
+    for prefix in pictures.prefixes:
+        assert f"{prefix}image_features" not in features and f"{prefix}region_pooled" not in features
+        present = pixels[f"{prefix}image_mask"]
+        expected = fake_resnet(pixels[f"{prefix}image"]).mean(1) * present[:, None]
+        np.testing.assert_allclose(features[f"{prefix}image_pooled"], expected, rtol=1e-5)
+        fine, coarse = features[f"{prefix}region_stages"]
+        assert fine.shape == (4, 3, 1, 2, 4) and coarse.shape == (4, 3, 1, 1, 4)
+        present = pixels[f"{prefix}region_mask"][..., None, None, None]
+        tokens = fake_resnet(pixels[f"{prefix}regions"].reshape(12, 8, 8, 3)).reshape(4, 3, 1, 2, 4)
+        np.testing.assert_allclose(fine, tokens * present, rtol=1e-5)
+        np.testing.assert_allclose(coarse, (tokens[..., :1, :] + 1) * present, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def batches(tokenizer, root):
     records = [RECORDS[i % 3] for i in range(11)]

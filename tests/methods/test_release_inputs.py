@@ -185,7 +185,9 @@ def assert_same(batch, expected, task):
         found = batch[name][: len(array)]
         if name.endswith(("image", "regions")):
             there = batch[f"{name.removesuffix('s')}_mask"][: len(array), ..., None, None, None]
-            found = np.where(there, PictureSettings().normalise(found), 0)  # as the model reads it
+            settings = PictureSettings(whole="area_bgr" if task == "re" else "torchvision")
+            pixels = settings.normalise(found, whole=name.endswith("image"))
+            found = np.where(there, pixels, 0)  # as the model reads it
             # One of 255 levels, in the units of the array.
             level = 1.001 if task == "re" and name.endswith("image") else 2.001 / 255 / 0.224
             np.testing.assert_allclose(found, array, atol=level, err_msg=name)
@@ -229,7 +231,8 @@ def test_evaluation_and_prediction_read_what_the_released_code_reads(released, v
     # The reference's batch through the released equations gives what the checkpoint makes of its own batch. Where what
     # is missing is masked, that holds for the post that has everything.
     rows = slice(0, 2 if missing == "zeros" else 1)
-    apply = jax.jit(lambda variables, batch: predictor.system.model.apply(variables, batch, train=False)[0])
+    method, prepare = predictor.system.method, predictor.system.prepare
+    apply = jax.jit(lambda variables, batch: method.apply(variables, prepare(batch), train=False).scores)
     found = np.asarray(apply(jax.device_get(predictor.variables), evaluated))[rows]
     theirs = released_output(model, expected, task)[rows]
     np.testing.assert_allclose(found, theirs, atol=0.02 * np.abs(theirs).max())

@@ -369,5 +369,6 @@ def test_what_cannot_be_kept_is_named(tmp_path, requests):
         build(tmp_path, requests, keep=())
     with pytest.raises(ValueError, match="this encoder gives no pooled; it gives tokens"):
         build(tmp_path, requests, keep=("tokens", "pooled"))
-    with pytest.raises(ValueError, match="reads pictures as bytes"):
-        build(tmp_path, requests, settings=PictureSettings(SIZE, 10, missing="zeros"))
+    for released in (PictureSettings(SIZE, 10, missing="zeros"), PictureSettings(SIZE, 10, whole="area_bgr")):
+        with pytest.raises(ValueError, match="of released weights ask for other ones"):
+            build(tmp_path, requests, settings=released)

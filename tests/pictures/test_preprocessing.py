@@ -131,7 +131,7 @@ def test_the_defaults_are_ours_and_other_ways_are_told_apart():
     box = (0.1, 0.1, 0.5, 0.9)
     np.testing.assert_array_equal(ours.region_pixels(picture, box), stretched(picture, box, 20))
     np.testing.assert_array_equal(bgr.whole_pixels(picture), area_resized(pattern(30, 50), 20)[..., ::-1])
-    assert ours.as_bytes and not bgr.as_bytes and not PictureSettings(missing="zeros").as_bytes
+    assert ours.as_bytes and bgr.as_bytes and not PictureSettings(missing="zeros").as_bytes
     for wrong in ({"whole": "rgb"}, {"regions": "crop"}, {"missing": "black"}, {"resample": "sinc"}):
         with pytest.raises(ValueError, match=f"pictures.{next(iter(wrong))} is '{next(iter(wrong.values()))}'"):
             PictureSettings(**wrong)
@@ -271,6 +271,7 @@ def test_the_files_of_published_folders_are_read():
     assert read(vit) == PictureSettings(224, 224, "squash", mean=half, std=half)
     assert read(swin, missing="zeros") == PictureSettings(224, 224, "squash", resample="bicubic", missing="zeros")
     assert read(None) == PictureSettings()
+    assert read({"image_mean": 0.5, "image_std": 0.25}).std == (0.25,) * 3
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,7 @@ def test_the_files_of_published_folders_are_read():
         ({"resample": 9}, "resample 9 is none of Pillow's codes"),
         ({"do_pad": True}, "do_pad True is not supported"),
         ({"image_std": [0, 1, 1]}, "pictures.std"),
+        ({"image_std": "ImageNet"}, r"pictures.std is \('ImageNet',\); expected three finite numbers above 0"),
     ],
 )
 def test_what_a_processor_asks_for_and_is_not_built_is_named(mapping, message):

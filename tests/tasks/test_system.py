@@ -54,6 +54,19 @@ def features(system, root, variables):
     return source.load(RECORD)["image_features"]
 
 
+def test_pooled_states_of_regions_are_kept_beside_the_tokens_of_the_picture(system, root, variables):
+    """The paper's fusion reads one vector of a region: what the cache holds is what the encoder gives, normalised."""
+    record = dataclasses.replace(RECORD, regions=((0.0, 0.0, 0.5, 1.0), (0.25, 0.25, 0.9, 0.9)))
+    loaded = system.features(root, [record], variables, root / "cache", progress=False).load(record)
+    assert set(loaded) == {"image_features", "region_pooled"} and loaded["region_pooled"].shape == (2, 16)
+    pixels = system.prepare(system.pixels(root).load(record))
+    resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in variables}
+    for key, kept, expected in (("image", "tokens", "image_features"), ("regions", "pooled", "region_pooled")):
+        states = ResNetEncoder(RESNET).apply(resnet, np.reshape(pixels[key], (-1, 32, 32, 3)), train=False)
+        found = getattr(states, kept) if key == "regions" else getattr(states, kept)[0]
+        np.testing.assert_allclose(loaded[expected], found, atol=1e-5)
+
+
 def with_model(system, **changes):
     return dataclasses.replace(system, method=dataclasses.replace(system.method, **changes), fitted=())
 

@@ -116,7 +116,11 @@ class PictureConfig(EncoderConfig, Protocol):
 
 
 class PictureEncoder(Protocol):
-    """From pixels to states of patches."""
+    """From pixels to states of patches.
+
+    ViT and CLIP's vision tower can be called in parts as well (:class:`tmrjax.encoders.picture.transformer`):
+    ``patches(pixels)``, ``embed(pixels, train=...)``, ``layer(index, hidden, train=..., prefix=...)``.
+    """
 
     config: PictureConfig
 

@@ -183,14 +183,17 @@ class FeatureCache:
 
         Raises:
             PictureError: lists every picture that cannot be read; the states of the others are kept.
-            ValueError: an unknown dtype or name, settings whose pixels are not bytes, or states that are not there, of
+            ValueError: an unknown dtype or name, settings of released weights, or states that are not there, of
                 another shape than the cache's, or not finite.
         """
         keep = tuple(name for name in KEEP if name in keep) if set(keep) <= set(KEEP) else tuple(keep)
         if not keep or not set(keep) <= set(KEEP):
             raise ValueError(f"a feature cache was asked to keep {list(keep)}; expected some of {', '.join(KEEP)}")
-        if not settings.as_bytes:
-            raise ValueError("a feature cache reads pictures as bytes, and these settings (of released weights) do not")
+        if not settings.as_bytes or settings.whole == "area_bgr":
+            raise ValueError(
+                "a feature cache keeps states of pictures that are normalised, and gives none for what is missing; "
+                f"whole={settings.whole!r} and missing={settings.missing!r} of released weights ask for other ones"
+            )
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
         identity = {

@@ -97,7 +97,8 @@ class PictureSettings:
 
     def __post_init__(self):
         for name in ("mean", "std"):  # JSON has lists; the settings are hashed
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
         ways = (("whole", WHOLE), ("regions", REGIONS), ("missing", MISSING), ("resample", RESAMPLE))
         for name, known in ways:
             if getattr(self, name) not in known:
@@ -131,10 +132,10 @@ class PictureSettings:
     def as_bytes(self) -> bool:
         """Whether pictures travel as uint8, for :meth:`normalise` on the device.
 
-        Not as the authors' released code reads them: a picture that is missing is zero after the normalisation
-        (``zeros``), and a whole picture is not normalised at all (``area_bgr``). These are finished on the host.
+        Not with ``zeros``: what is missing is zero after the normalisation there, which no byte says. Such pictures
+        are finished on the host.
         """
-        return self.missing == "mask" and self.whole != "area_bgr"
+        return self.missing == "mask"
 
     @property
     def of_pixels(self) -> dict[str, Any]:
@@ -223,9 +224,9 @@ def _processor_fields(mapping: Mapping[str, Any]) -> dict[str, Any]:
     fields = {"size": size, "resize": resize, "whole": whole, "resample": RESAMPLE[found["resample"]]}
     fields["rescale"] = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
     normalised = found.get("do_normalize", True)
-    fields["mean"], fields["std"] = (
-        (found["image_mean"], found["image_std"]) if normalised else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    )
+    for name, without in (("mean", 0.0), ("std", 1.0)):
+        value = found[f"image_{name}"] if normalised else without
+        fields[name] = [value] * 3 if isinstance(value, int | float) else value
     return fields
 
 

@@ -29,6 +29,12 @@ def fields_from_meta(task: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the method is not there, or its options are others than the checkpoint's.
     """
+    if meta.get("source") and "whole" not in meta["pictures"]:
+        logger.warning(
+            "this checkpoint was converted by an older version, which did not keep the inputs of the released "
+            "code: phrases, pictures and regions differ from those that it was trained on. Convert the weights "
+            "again with data_prep/convert_release.py"
+        )
     if "method" not in meta:
         meta = _upgraded(task, meta)
     name = meta["method"]["name"]
@@ -56,12 +62,6 @@ def fields_from_meta(task: str, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _upgraded(task: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a checkpoint from before methods had files of their own; its weights have the same names."""
-    if meta.get("source") and "whole" not in meta["pictures"]:
-        logger.warning(
-            "this checkpoint was converted by an older version, which did not keep the inputs of the released "
-            "code: phrases, pictures and regions differ from those that it was trained on. Convert the weights "
-            "again with data_prep/convert_release.py"
-        )
     old = dict(meta["model"])
     name = VARIANTS[old.pop("variant")][task]
     renamed = {

@@ -222,7 +222,7 @@ class System:
         pictures = self.method.pictures
         if pictures is None:
             return None
-        if not self.pictures.as_bytes:
+        if not self.pictures.as_bytes or self.pictures.whole == "area_bgr":
             raise ValueError(
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
                 "data.feature_cache=False"
@@ -244,6 +244,7 @@ class System:
                 directory,
                 picture_requests(records, root, pictures, self.pictures, kept),
                 lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
+                keep=(kept,),
                 encoder_identity=identity,
                 settings=self.pictures,
                 dtype=dtype,

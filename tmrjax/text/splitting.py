@@ -3,7 +3,7 @@
 Scripts that write no blanks between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) have no words that a
 blank could find, so the data decide. Their tokens are single characters in most sets (``char tag`` per line), and a
 model that was trained on those reads a whole run as one unknown word. :func:`splitting_of_tokens` finds out how the
-training data were made; the answer is a field of the checkpoint (:class:`tmrjax.inputs.examples.TextSettings`).
+training data were made; the answer is a field of the checkpoint (:class:`tmrjax.inputs.settings.TextSettings`).
 """
 
 from __future__ import annotations

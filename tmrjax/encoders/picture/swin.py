@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tmrjax.attention import attend
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates
 from tmrjax.encoders.dropout import Dropout
-from tmrjax.encoders.layers import LayerNorm, dense
+from tmrjax.encoders.layers import LayerNorm, dense, weight_dropout
 from tmrjax.encoders.picture.patches import PatchEmbeddings, check_pixels
 from tmrjax.encoders.picture.transformer import check_rates, check_sizes, config_fields
 
@@ -116,10 +116,8 @@ class _WindowAttention(nn.Module):
             across = jnp.where(zones[:, None, :, None] == zones[:, None, None, :], 0.0, _ACROSS_AN_EDGE)
             bias = jnp.tile(bias + across, (count // len(zones), 1, 1, 1))
         query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * (width // heads) ** -0.5 + bias, axis=-1).astype(self.dtype)
-        weights = Dropout(self.config.attention_probs_dropout_prob)(weights, deterministic=not train)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(-1, width)
+        drop = weight_dropout(self.config.attention_probs_dropout_prob, train=train)
+        attended = attend(query, key, value, bias=bias, dropout=drop).reshape(-1, width)
         return dense(width, self.dtype, "output")(attended).reshape(hidden.shape)
 
 

@@ -124,8 +124,7 @@ class PreNormLayer(nn.Module):
             config.num_attention_heads, config.attention_probs_dropout_prob, self.dtype, name="attention"
         )
         normalised = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(hidden)
-        context = {} if prefix is None else {"prefix": prefix}
-        attended = attention(normalised, jnp.ones(shape[:2], bool), train=train, **context)
+        attended = attention(normalised, jnp.ones(shape[:2], bool), train=train, prefix=prefix)
         hidden = hidden + drop(attended, deterministic=not train)
         normalised = LayerNorm(config.layer_norm_eps, self.dtype, name="output_norm")(hidden)
         inner = ACTIVATIONS[config.hidden_act](dense(config.intermediate_size, self.dtype, "intermediate")(normalised))

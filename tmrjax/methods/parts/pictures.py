@@ -47,6 +47,11 @@ class PictureReader(nn.Module):
                     pixel_key = f"{name}s" if part == "region" else name
                     if pixel_key not in batch:
                         raise ValueError(f"the batch has neither {pixel_key!r} (pixels) nor {key!r} (features)")
+                    if not jnp.issubdtype(batch[pixel_key].dtype, jnp.floating):
+                        raise ValueError(
+                            f"{pixel_key!r} is {batch[pixel_key].dtype}; a method takes normalised floats: "
+                            "PictureSettings.normalise makes them of uint8, System.prepare of a whole batch"
+                        )
                     pixels[name] = _masked(batch[pixel_key], masks[name], self.dtype)
         if pixels:
             found |= self._encode(pixels, masks, pictures, train)

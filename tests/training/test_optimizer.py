@@ -1,0 +1,52 @@
+"""Learning rates by pattern: the first one that fits counts, and what none fits is an error."""
+
+import jax
+import numpy as np
+import pytest
+
+from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups
+
+PARAMS = {
+    "bert": {"layer_0": {"kernel": np.ones(2, np.float32)}, "layer_1": {"kernel": np.ones(2, np.float32)}},
+    "crf": {"transitions": np.ones(3, np.float32)},
+    "emission": {"kernel": np.ones(4, np.float32), "bias": np.ones(4, np.float32)},
+}
+OWN = (("bert/.*", "encoder"), ("crf/.*", "crf"), (".*", "fusion"))
+
+
+def test_the_first_pattern_that_fits_the_whole_path_counts():
+    groups = parameter_groups(PARAMS, (("bert/layer_1/.*", "top"), ("kernel", "never"), *OWN))
+    assert groups == {
+        "bert": {"layer_0": {"kernel": "encoder"}, "layer_1": {"kernel": "top"}},
+        "crf": {"transitions": "crf"},
+        "emission": {"kernel": "fusion", "bias": "fusion"},
+    }
+
+
+def test_what_is_frozen_comes_first():
+    groups = parameter_groups(PARAMS, OWN, frozen=("bert/.*",))
+    assert set(jax.tree.leaves(groups["bert"])) == {FROZEN} and groups["crf"]["transitions"] == "crf"
+
+
+def test_every_parameter_without_a_rate_is_listed():
+    with pytest.raises(ValueError, match="no pattern gives a learning rate to crf/transitions, emission/bias"):
+        parameter_groups(PARAMS, (("bert/.*", "encoder"),))
+    with pytest.raises(ValueError, match=r"the pattern 'bert/\(' of a learning rate is no regular expression"):
+        parameter_groups(PARAMS, (("bert/(", "encoder"),))
+    groups = parameter_groups(PARAMS, OWN)
+    with pytest.raises(ValueError, match=r"the groups \['crf'\] have no learning rate; .*'encoder', 'fusion'"):
+        make_optimizer(OptimizerSettings(10, {"encoder": 1.0, "fusion": 1.0}), groups)
+
+
+def test_each_group_moves_at_its_own_rate():
+    """Adam's first step is the rate, whatever the gradient is."""
+    rates = {"encoder": 1e-3, "crf": 3e-1, "fusion": 1e-2}
+    settings = OptimizerSettings(4, rates, weight_decay=0.0, warmup=0.0, clip=1e9)
+    optimizer = make_optimizer(settings, parameter_groups(PARAMS, OWN, frozen=("bert/layer_0/.*",)))
+    state, gradients = optimizer.init(PARAMS), jax.tree.map(np.ones_like, PARAMS)
+    _, state = optimizer.update(gradients, state, PARAMS)  # the first rate of a schedule is 0
+    updates, _ = optimizer.update(gradients, state, PARAMS)
+    assert not updates["bert"]["layer_0"]["kernel"].any()
+    for tree, rate in ((updates["bert"]["layer_1"], 1e-3), (updates["crf"], 3e-1), (updates["emission"], 1e-2)):
+        for leaf in jax.tree.leaves(tree):
+            np.testing.assert_allclose(leaf, -rate, rtol=1e-4)
