@@ -1,35 +1,34 @@
 """Records: the prepared-data format of a post, and data sets of records (§4.1)."""
 
+from tmrjax.files import DataError, jsonl_bytes, parse_json, write_atomic
 from tmrjax.records.dataset import (
-    DATASET_FILE,
     MARKS,
-    NO_RELATION,
-    SCORE_TOLERANCE,
     SKIPPED_FILE,
     SPLITS,
+    Dataset,
+    Skipped,
+    completeness,
+    completeness_table,
+    read_dataset,
+    read_info,
+    read_records,
+    refresh_hashes,
+    write_dataset,
+)
+from tmrjax.records.schema import (
+    DATASET_FILE,
+    NO_RELATION,
+    SCORE_TOLERANCE,
     TASKS,
     Box,
-    DataError,
-    Dataset,
     DatasetInfo,
     Generated,
     Grounding,
     Record,
     Scores,
-    Skipped,
     Span,
-    completeness,
-    completeness_table,
-    jsonl_bytes,
-    parse_json,
-    read_dataset,
-    read_info,
-    read_records,
     record_from_json,
     record_to_json,
-    refresh_hashes,
-    write_atomic,
-    write_dataset,
 )
 
 __all__ = [

@@ -7,8 +7,7 @@ The paper's section 4.1 names the data (Twitter-2015, Twitter-2017, MNRE). A dat
     train.jsonl  dev.jsonl  test.jsonl   one record per line (:mod:`tmrjax.records.schema`)
     images/  generated/                  the pictures the records name, by paths relative to the folder
 
-Needs only the standard library. The rules of a single record are in :mod:`tmrjax.records.schema`; its names are
-offered here too.
+Needs only the standard library. The rules of a single record are in :mod:`tmrjax.records.schema`.
 """
 
 from __future__ import annotations
@@ -28,49 +27,13 @@ from tmrjax.records.label_versions import hash_labels, label_version
 from tmrjax.records.schema import (
     DATASET_FILE,
     NO_RELATION,
-    SCORE_TOLERANCE,
     TASKS,
-    Box,
     DatasetInfo,
-    Generated,
-    Grounding,
     Record,
     RecordChecker,
-    Scores,
-    Span,
     record_from_json,
     record_to_json,
 )
-
-__all__ = [
-    "DATASET_FILE",
-    "NO_RELATION",
-    "SCORE_TOLERANCE",
-    "SKIPPED_FILE",
-    "SPLITS",
-    "TASKS",
-    "Box",
-    "DataError",
-    "Dataset",
-    "DatasetInfo",
-    "Generated",
-    "Grounding",
-    "Record",
-    "Scores",
-    "Skipped",
-    "Span",
-    "completeness",
-    "completeness_table",
-    "jsonl_bytes",
-    "parse_json",
-    "read_dataset",
-    "read_records",
-    "record_from_json",
-    "record_to_json",
-    "refresh_hashes",
-    "write_atomic",
-    "write_dataset",
-]
 
 logger = logging.getLogger(__name__)
 
