@@ -222,7 +222,7 @@ def gradient_of(mode: str, temperature: float = 0.2, devices: int = 1):
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=shardings)
 
     def call(batch, key):
-        (total, (count, _)), gradient = run(replicate(small_params(), mesh), {}, shard_batch(batch, mesh), key)
+        (total, (count, *_)), gradient = run(replicate(small_params(), mesh), {}, shard_batch(batch, mesh), key)
         return float(total), int(count), jax.device_get(gradient)
 
     return call
