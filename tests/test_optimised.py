@@ -31,9 +31,15 @@ def runs(tmp_path_factory):
     """{whether optimised: (workdir, environment)} of one config on one device."""
     folder = tmp_path_factory.mktemp("optimised")
     data = make_demo(folder / "data", posts=40).root
-    config = data / "text_encoder" / "config.json"
-    sizes = json.loads(config.read_text())
-    config.write_text(json.dumps(sizes | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    smaller = {
+        "text_encoder": {
+            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "hidden_size": 32, "num_hidden_layers": 1,
+        },
+        "picture_encoder": {"hidden_sizes": [16, 32], "depths": [1, 1]},
+    }  # fmt: skip
+    for encoder, sizes in smaller.items():
+        config = data / encoder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | sizes))
     found = {}
     for optimised in (False, True):
         environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)), "XLA_FLAGS": ""}

@@ -3,16 +3,14 @@
 import dataclasses
 import itertools
 import json
-import signal
 
-import jax
 import numpy as np
 import pytest
 
 from data_prep.make_demo import make_demo
 from experiments import evaluate
 from experiments.configs.mre import get_config
-from experiments.lib import experiment, loop
+from experiments.lib import experiment
 from tests.experiments.test_mner import LONG, SMALL, starts_from
 from tmrjax.files import DataError
 from tmrjax.predict import Predictor
@@ -20,7 +18,7 @@ from tmrjax.records import label_versions, read_dataset, write_dataset
 from tmrjax.tasks import system_from_meta
 from tmrjax.tasks.report import relation_report
 from tmrjax.text.splitting import split_words
-from tmrjax.training.checkpoints import CheckpointError, load_best
+from tmrjax.training.checkpoints import CheckpointError
 
 FULL = {**LONG, "batch_size": 16, "model.dropout": 0.0}
 
@@ -186,18 +184,6 @@ def test_a_checkpoint_of_the_other_task_is_refused(predictor, finished):
         predictor.entities({"text": "Ada"})
     with pytest.raises(CheckpointError, match="the task 'mde'; expected one of ner, re"):
         system_from_meta({"task": "mde"})
-
-
-def test_a_stopped_run_resumes_to_the_same_bits(world, tmp_path, monkeypatch):
-    config = small_config(world, "mtb", epochs=3, checkpoint_every=0)
-    experiment.run(config, tmp_path / "whole")
-    monkeypatch.setattr(loop.StopSignal, "agreed", lambda _, step: signal.SIGTERM if step == 8 else 0)
-    with pytest.raises(loop.Interrupted):
-        experiment.run(config, tmp_path / "parts")
-    monkeypatch.undo()
-    experiment.run(config, tmp_path / "parts")
-    whole, parts = (load_best(tmp_path / name)[0]["params"] for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
 def test_another_relation_set_and_an_empty_subset_are_refused(finished, world, tmp_path):

@@ -45,11 +45,14 @@ def folder(tmp_path_factory):
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("outside") / "data"
     make_demo(root, posts=48, seed=1)
+    config = root / "picture_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_sizes": [8, 16], "depths": [1, 1]}))
     return root
 
 
 def config_for(world, **changes):
     config = get_config("demo", "own_method:PictureTagger")
+    changes = {"rates": (("emission/kernel", 0.0),), "weight_decay": 0.0} | changes
     config.update_from_flattened_dict({"data.root": str(world), "model.size": 8, **SMALL, **changes})
     return config
 
@@ -95,7 +98,14 @@ def test_the_commands_find_it_in_the_current_folder(finished, folder, world, tmp
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
-    flags = [f"--config.{name}={value}" for name, value in {"data.root": world, "model.size": 8, **SMALL}.items()]
+    changes = {
+        "data.root": world,
+        "model.size": 8,
+        "rates": "(('emission/kernel', 0.0),)",
+        "weight_decay": 0.0,
+        **SMALL,
+    }
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
     run = call(
         ROOT / "experiments/mner.py", f"--config={ROOT}/experiments/configs/mner.py:demo",
         "--config.method=own_method:PictureTagger", f"--workdir={workdir}", *flags, cwd=folder,
@@ -191,13 +201,11 @@ def test_options_of_another_method_are_named(world, tmp_path):
         experiment.run(config, tmp_path / "run")
 
 
-def test_the_rates_of_patterns_come_before_the_methods_own(folder, world, tmp_path):
+def test_the_rates_of_patterns_come_before_the_methods_own(finished, world, tmp_path):
     """A rate of zero for one matrix: it stays as it was drawn, the bias beside it moves."""
-    config = config_for(world, epochs=1, rates=(("emission/kernel", 0.0),), weight_decay=0.0)
-    experiment.run(config, tmp_path / "run")
-    dataset = read_dataset(world)
+    config, dataset = config_for(world), read_dataset(world)
     drawn = build.initial_variables(config, dataset, build.build_system(config, dataset))["params"]["emission"]
-    trained = load_best(tmp_path / "run")[0]["params"]["emission"]
+    trained = load_best(finished[0])[0]["params"]["emission"]
     np.testing.assert_array_equal(trained["kernel"], drawn["kernel"])
     assert np.abs(trained["bias"] - drawn["bias"]).max() > 0
     with pytest.raises(ValueError, match="is no regular expression"):

@@ -93,7 +93,7 @@ def test_each_process_writes_a_shard_of_its_own(system, root, variables, monkeyp
 def test_the_weights_are_an_argument_of_the_program(system, variables):
     resnet = {name: variables[name]["picture_encoder"]["resnet"] for name in variables}
     pixels = jnp.zeros((2, 32, 32, 3), jnp.uint8)
-    encode = system.picture_states("tokens")
+    encode = system.picture_states(("tokens",))
     assert not _has_weights(encode.lower(resnet, pixels), resnet)
     assert _has_weights(jax.jit(lambda pixels: encode(resnet, pixels)).lower(pixels), resnet)  # what it was once
 

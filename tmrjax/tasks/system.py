@@ -193,18 +193,18 @@ class System:
         """A batch as the method takes it: uint8 pixels are normalised, which is left for the device."""
         return normalised(batch, self.pictures)
 
-    def picture_states(self, kept: str) -> Callable[[Mapping[str, Any], Any], Any]:
-        """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept, float32.
+    def picture_states(self, kept: Sequence[str]) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
+        """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept by name, float32.
 
-        ``kept``: "tokens", "pooled" or "stages". The variables are an argument. Weights that a function closes over
-        would be written into its program.
+        ``kept``: some of "tokens", "pooled", "stages". The variables are an argument. Weights that a function closes
+        over would be written into its program.
         """
         module = picture_encoder(self.method.picture, dtype=self.method.dtype)
 
         @jax.jit
         def encode(variables, pixels):
             states = module.apply(variables, self.pictures.normalise(pixels), train=False)
-            return jax.tree.map(lambda state: state.astype(jnp.float32), getattr(states, kept))
+            return jax.tree.map(lambda state: state.astype(jnp.float32), {name: getattr(states, name) for name in kept})
 
         return encode
 
@@ -237,13 +237,13 @@ class System:
             "config": self.method.picture.to_dict(),
             "dtype": jnp.dtype(self.method.dtype).name,
         }
-        caches = {}
-        for kept in dict.fromkeys(pictures.parts.values()):
-            encode = self.picture_states(kept)
+        kinds, caches = tuple(dict.fromkeys(pictures.parts.values())), {}
+        encode = self.picture_states(kinds)
+        for kept in kinds:
             caches[kept] = FeatureCache.build(
                 directory,
                 picture_requests(records, root, pictures, self.pictures, kept),
-                lambda pixels, kept=kept, encode=encode: {kept: jax.device_get(encode(encoder, pixels))},
+                lambda pixels: jax.device_get(encode(encoder, pixels)),
                 keep=(kept,),
                 encoder_identity=identity,
                 settings=self.pictures,
