@@ -27,8 +27,8 @@ def command(script, environment, *flags):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """{whether optimised: (workdir, environment)} of one config on one device."""
+def world(tmp_path_factory):
+    """A folder with the data of one small run on one device."""
     folder = tmp_path_factory.mktemp("optimised")
     data = make_demo(folder / "data", posts=40).root
     smaller = {
@@ -40,14 +40,21 @@ def runs(tmp_path_factory):
     for encoder, sizes in smaller.items():
         config = data / encoder / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | sizes))
-    found = {}
-    for optimised in (False, True):
-        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)), "XLA_FLAGS": ""}
-        flags = [f"--config.{key}={value}" for key, value in (CHANGES | {"data.root": data}).items()]
-        workdir = folder / f"run-{optimised}"
-        command("mner", environment, "--config=experiments/configs/mner.py:demo", f"--workdir={workdir}", *flags)
-        found[optimised] = workdir, environment
-    return found
+    return folder
+
+
+def trained(folder, *, optimised):
+    """(workdir, environment) of a run."""
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimised)), "XLA_FLAGS": ""}
+    flags = [f"--config.{key}={value}" for key, value in (CHANGES | {"data.root": folder / "data"}).items()]
+    workdir = folder / f"run-{optimised}"
+    command("mner", environment, "--config=experiments/configs/mner.py:demo", f"--workdir={workdir}", *flags)
+    return workdir, environment
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    return trained(world, optimised=True)
 
 
 def losses(workdir):
@@ -55,14 +62,17 @@ def losses(workdir):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_optimisations_change_rounding_only(runs):
-    plain, optimised = (losses(runs[kind][0]) for kind in (False, True))
+@pytest.mark.slow
+def test_optimisations_change_rounding_only(run, world):
+    plain, optimised = losses(trained(world, optimised=False)[0]), losses(run[0])
     assert len(plain) == len(optimised) == 4 and plain[0] != plain[1]
     assert optimised == pytest.approx(plain, rel=2e-3)
 
 
-def test_evaluation_gives_the_figure_of_the_run(runs):
-    workdir, environment = runs[True]
+def test_a_run_learns_and_evaluation_gives_its_figure(run):
+    workdir, environment = run
+    values = losses(workdir)
+    assert len(values) == 4 and all(0 < value < 100 for value in values) and values[0] != values[1]
     report = json.loads((workdir / "report.json").read_text())
     output = workdir.parent / "evaluated.json"
     command("evaluate", environment, f"--workdir={workdir}", "--split=test", f"--output={output}")
