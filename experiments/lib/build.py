@@ -32,15 +32,18 @@ from tmrjax.text.tokenizers import load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str) -> Folder:
-    """The folder of an encoder: the config's folder or hub name, or the folder that came with the data set."""
+def encoder_folder(setting: ConfigDict, dataset: Dataset, default: str, revision: str | None = None) -> Folder:
+    """The folder of an encoder: the config's folder or hub name, or the folder that came with the data set.
+
+    ``revision``: of a hub name that was resolved before; the config's unless given.
+    """
     own = dataset.root / default
     if not setting.folder and not own.is_dir():
         raise FileNotFoundError(
             f"no encoder was given and {own} does not exist: use --config.{default}.folder=DIR, or a name of the "
             "Hugging Face hub"
         )
-    folder = resolve(setting.folder or own, revision=setting.revision or None)
+    folder = resolve(setting.folder or own, revision=revision or setting.revision or None)
     if not (folder.path / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder.path}: no config.json. Give a Hugging Face folder with --config.{default}.folder=DIR"
@@ -166,13 +169,16 @@ def initial_variables(config: ConfigDict, dataset: Dataset, system: System) -> d
     variables = jax.tree.map(np.asarray, initialise(jax.random.key(config.seed)))
     params, statistics = variables["params"], variables.get("batch_stats", {})
     if method.text is not None and config.text_encoder.weights == "pretrained":
-        folder = encoder_folder(config.text_encoder, dataset, "text_encoder").path
+        # The commit whose config the method was built from, though the hub's main branch may have moved on since.
+        revision = system.encoders["text"]["revision"]
+        folder = encoder_folder(config.text_encoder, dataset, "text_encoder", revision).path
         own = text_config(convert.read_config(folder))
         loaded = convert.text_params(convert.read_state_dict(folder), own)
         # Special tokens that the vocabulary did not have are new rows of the word table.
         params[method.text_name], _ = grow_vocabulary(loaded, own, method.text.vocab_size, config.seed)
     if method.picture is not None and config.picture_encoder.weights == "pretrained":
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder").path
+        revision = system.encoders["picture"]["revision"]
+        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder", revision).path
         loaded = convert.picture_variables(convert.read_state_dict(folder), method.picture)
         (name,) = params["picture_encoder"]
         params["picture_encoder"][name] = loaded["params"]

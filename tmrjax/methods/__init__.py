@@ -11,10 +11,13 @@ from tmrjax.methods.outside import load_outside
 _NO_METHODS = ("base", "outside", "parts")
 
 
+def _names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_METHODS)
+
+
 def known_methods() -> dict[str, tuple[str, ...]]:
-    """The names of all methods of the package, each with the tasks that it has."""
-    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_METHODS]
-    return {name: tuple(kind.task for kind in _classes(name)) for name in sorted(names)}
+    """The names of all methods of the package, each with the tasks that it has; imports all of them."""
+    return {name: tuple(kind.task for kind in _classes(name)) for name in _names()}
 
 
 def _classes(name: str) -> tuple[type[Method], ...]:
@@ -36,15 +39,16 @@ def find_method(name: str, task: str) -> type[Method]:
         if kind.task != task:
             raise ValueError(f"the method {name!r} is one for {kind.task!r}, but this experiment is {task!r}")
         return kind
-    known = known_methods()
-    if name not in known:
+    if name not in _names():
         raise ValueError(
-            f"there is no method {name!r}; expected one of {', '.join(known)}, or module:Class of a module of your own"
+            f"there is no method {name!r}; expected one of {', '.join(_names())}, or module:Class of a module of your "
+            "own"
         )
-    if task not in known[name]:
-        others = [other for other, tasks in known.items() if task in tasks]
+    fitting = [kind for kind in _classes(name) if kind.task == task]
+    if not fitting:
+        others = [other for other, tasks in known_methods().items() if task in tasks]
         raise ValueError(f"the method {name!r} has no form for {task!r}; those that have are {', '.join(others)}")
-    return next(kind for kind in _classes(name) if kind.task == task)
+    return fitting[0]
 
 
 def name_of(method: Method | type[Method]) -> str:

@@ -243,7 +243,7 @@ class System:
             caches[kept] = FeatureCache.build(
                 directory,
                 picture_requests(records, root, pictures, self.pictures, kept),
-                lambda pixels: jax.device_get(encode(encoder, pixels)),
+                lambda pixels, kept=kept: {kept: jax.device_get(encode(encoder, pixels)[kept])},
                 keep=(kept,),
                 encoder_identity=identity,
                 settings=self.pictures,
