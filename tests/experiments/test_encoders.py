@@ -112,6 +112,21 @@ def test_it_is_evaluated_and_predicts_without_folder_and_hub(finished):
     assert result["relations"][0]["head"]["text"] == "Rosa" and result["unread_words"] == 0
 
 
+def test_weights_are_of_the_commit_whose_config_was_read(world, encoders, monkeypatch):
+    """The hub's main branch moves on, to a commit that is not here, between the two."""
+    root, _, vit = encoders
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config, dataset = get_config("demo", "mtb"), read_dataset(world)
+    config.update_from_flattened_dict({"data.root": str(world), "picture_encoder.folder": str(vit), **SMALL})
+    system, main = build.build_system(config, dataset), root / "models--owner--tiny-roberta" / "refs" / "main"
+    main.write_text("4" * 40)
+    try:
+        assert "roberta" in build.initial_variables(config, dataset, system)["params"]
+    finally:
+        main.write_text(COMMIT)
+
+
 def test_unsupported_encoders_are_named_with_what_is_supported(world, encoders, tmp_path):
     for part, kind, supported in (
         ("text_encoder", "t5", "bert.*roberta.*electra.*distilbert.*deberta-v2"),
