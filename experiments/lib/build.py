@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.lib.settings import buckets_of
 from tmrjax import convert
 from tmrjax.encoders.folders import Folder, resolve
-from tmrjax.encoders.open import grow_vocabulary, picture_config, text_config
+from tmrjax.encoders.open import grow_vocabulary, parameter_name, picture_config, text_config
 from tmrjax.files import parse_json
 from tmrjax.inputs.labels import RELEASE_TAGS
 from tmrjax.inputs.settings import TextSettings
@@ -180,7 +180,7 @@ def initial_variables(config: ConfigDict, dataset: Dataset, system: System) -> d
         revision = system.encoders["picture"]["revision"]
         folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder", revision).path
         loaded = convert.picture_variables(convert.read_state_dict(folder), method.picture)
-        (name,) = params["picture_encoder"]
+        name = parameter_name(method.picture)
         params["picture_encoder"][name] = loaded["params"]
         if loaded.get("batch_stats"):
             statistics["picture_encoder"][name] = loaded["batch_stats"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BertTokenizerFast
 
-from tmrjax.inputs.base import Example, Reading
+from tmrjax.inputs.base import Reading, encode_records
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import Batches, Collator, sample_fraction
 from tmrjax.inputs.labels import RELEASE_TAGS, Relation, Tags
@@ -37,14 +37,7 @@ ALL = (Pieces(), Tags(LABELS.labels), Phrases(), BOTH, Scores())
 
 
 def encode(records, tokenizer, inputs=ALL, settings=SETTINGS):
-    """As a system does it."""
-    reading, (text, *others), examples = Reading(tokenizer, settings), inputs, []
-    for record in records:
-        pieces, values = text.pieces(record, reading), {}
-        for one in others:
-            values |= one.encode(record, pieces, reading)
-        examples.append(Example(record, pieces, values))
-    return examples
+    return encode_records(records, inputs, Reading(tokenizer, settings))
 
 
 def collator(pictures, inputs=ALL, settings=SETTINGS):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tmrjax.inputs.base import Example, Reading
+from tmrjax.inputs.base import Reading, encode_records
 from tmrjax.inputs.characters import Characters
 from tmrjax.inputs.collate import Collator
 from tmrjax.inputs.labels import Relation, Tags
@@ -23,13 +23,7 @@ SETTINGS = TextSettings(max_pieces=6)
 
 
 def encode(records, inputs, settings=SETTINGS):
-    reading, (text, *others), examples = Reading(None, settings), inputs, []
-    for record in records:
-        pieces, values = text.pieces(record, reading), {}
-        for one in others:
-            values |= one.encode(record, pieces, reading)
-        examples.append(Example(record, pieces, values))
-    return examples
+    return encode_records(records, inputs, Reading(None, settings))
 
 
 def batch_of(records, inputs, length=6, settings=SETTINGS):

@@ -1,10 +1,40 @@
-"""Sizes of a transformer, read from and written as a Hugging Face config.json."""
+"""Sizes of a transformer, read from and written as a Hugging Face config.json; the checks of all encoders' configs."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from tmrjax.encoders.activations import check_activation
+
+
+def check_sizes(kind: str, sizes: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the field of a ``kind`` of config, for what is no positive integer (or several)."""
+    for name, value in sizes.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+            wanted = "positive integers" if isinstance(value, tuple) else "a positive integer"
+            raise ValueError(f"{kind} config: {name} must be {wanted}, got {value!r}")
+
+
+def check_rates(kind: str, rates: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the field, for what is no probability below 1."""
+    for name, value in rates.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{kind} config: {name} must be a number in [0, 1), got {value!r}")
+
+
+def config_fields(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config class that stand in a config.json; a null is the default, other keys are harmless.
+
+    Raises ValueError for a setting of ``cls.only_value`` with another value.
+    """
+    for name, allowed in cls.only_value.items():
+        found = mapping.get(name, allowed)
+        if found != allowed:
+            raise ValueError(f"{cls.kind} config: {name} {found!r} is not supported, only {allowed!r} is")
+    fields = {field.name for field in dataclasses.fields(cls)}
+    # A null stands for the default in files that older versions of transformers wrote.
+    return {name: value for name, value in mapping.items() if name in fields and value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +78,8 @@ class TransformerConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < (0 if may_be_zero else 1):
                 kind = "an integer of at least 0" if may_be_zero else "a positive integer"
                 raise ValueError(f"{self.kind} config: {name} must be {kind}, got {value!r}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"{self.kind} config: {name} must be a number in [0, 1), got {value!r}")
+        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        check_rates(self.kind, {name: getattr(self, name) for name in rates})
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"{self.kind} config: hidden_size {self.hidden_size} is not divisible by num_attention_heads "
@@ -81,15 +109,10 @@ class TransformerConfig:
             raise ValueError(
                 f"{cls.kind} config: missing {', '.join(missing)}; is this the config.json of a {cls.kind}?"
             )
-        for name, allowed in cls.only_value.items():
-            found = mapping.get(name, allowed)
-            if found != allowed:
-                raise ValueError(f"{cls.kind} config: {name} {found!r} is not supported, only {allowed!r} is")
+        fields = config_fields(cls, mapping)
         if mapping.get("pruned_heads"):
             raise ValueError(f"{cls.kind} config: pruned_heads {mapping['pruned_heads']!r} is not supported")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        # A null stands for the default in files that older versions of transformers wrote.
-        return cls(**{name: value for name, value in mapping.items() if name in fields and value is not None})
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON, with ``model_type``, which ``from_dict`` and transformers read back."""

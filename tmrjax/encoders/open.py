@@ -96,6 +96,11 @@ def text_encoder(
     return TEXT_ENCODERS[type(config)](config, dtype=dtype, remat=remat, name=name)
 
 
+def parameter_name(config: TextConfig | PictureConfig) -> str:
+    """What a method calls an encoder among its parameters: its model type, such as "bert" or "deberta_v2"."""
+    return config.to_dict()["model_type"].replace("-", "_")
+
+
 def grow_vocabulary(
     params: Mapping[str, Any], config: TextConfig, rows: int, seed: int
 ) -> tuple[dict[str, Any], TextConfig]:

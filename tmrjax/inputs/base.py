@@ -102,3 +102,16 @@ class TextInput(Input):
     def pieces(self, record: Record, reading: Reading) -> WordPieces | MarkedPieces:
         """The text of a record as integers, with what of it is cut, unknown or without pieces."""
         raise NotImplementedError
+
+
+def encode_records(records: Iterable[Record], inputs: Sequence[Input], reading: Reading) -> list[Example]:
+    """One example a record, in their order; the first of ``inputs`` reads the text."""
+    text_input, *others = inputs
+    examples = []
+    for record in records:
+        pieces = text_input.pieces(record, reading)
+        values: dict[str, Any] = {}
+        for one in others:
+            values |= one.encode(record, pieces, reading)
+        examples.append(Example(record, pieces, values))
+    return examples

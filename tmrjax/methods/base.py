@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.base import PictureConfig, TextConfig
-from tmrjax.encoders.open import picture_config, text_config, text_encoder
+from tmrjax.encoders.open import parameter_name, picture_config, text_config, text_encoder
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.pictures import Pictures
@@ -91,7 +91,7 @@ class Method(nn.Module, kw_only=True):
     @property
     def text_name(self) -> str | None:
         """The text encoder's name among the parameters: its model type, such as "bert"."""
-        return None if self.text is None else self.text.to_dict()["model_type"].replace("-", "_")
+        return None if self.text is None else parameter_name(self.text)
 
     @property
     def pictures(self) -> Pictures | None:
@@ -101,6 +101,12 @@ class Method(nn.Module, kw_only=True):
     def open_text(self) -> nn.Module:
         """The text encoder, inside of a compact ``__call__``; create it once, call it for sentence and phrases."""
         return text_encoder(self.text, dtype=self.dtype, remat=self.remat, name=self.text_name)
+
+    def read_texts(self, *texts: tuple[jax.Array, jax.Array], train: bool) -> tuple[jax.Array, ...]:
+        """Last states [B, T, D] of each (ids, mask) by one text encoder, without a gradient where it is frozen."""
+        encoder = self.open_text()
+        states = tuple(encoder(ids, mask.astype(bool), train=train)[0] for ids, mask in texts)
+        return jax.lax.stop_gradient(states) if self.freeze_text else states
 
     def read_pictures(self, batch: Batch, *, train: bool) -> dict[str, Any]:
         """Encoded pictures by name: ``image``, ``region`` and the same with ``generated_``.

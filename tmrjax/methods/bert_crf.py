@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.dropout import Dropout
@@ -35,9 +34,7 @@ class BertCRF(Method, kw_only=True):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Emissions [B, W, K]; states: "text_states" [B, T, D]."""
-        text, _ = self.open_text()(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
-        if self.freeze_text:
-            text = jax.lax.stop_gradient(text)
+        (text,) = self.read_texts((batch["input_ids"], batch["attention_mask"]), train=train)
         words = jnp.take_along_axis(text, batch["word_starts"][..., None], axis=1)
         words = Dropout(self.dropout)(words, deterministic=not train)
         emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(words)

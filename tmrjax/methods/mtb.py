@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.dropout import Dropout
@@ -35,9 +34,7 @@ class MTB(Method, kw_only=True):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Logits [B, R]; states: "text_states" [B, T, D], "representation" [B, 2 D] (g before dropout)."""
-        text, _ = self.open_text()(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
-        if self.freeze_text:
-            text = jax.lax.stop_gradient(text)
+        (text,) = self.read_texts((batch["input_ids"], batch["attention_mask"]), train=train)
         rows = jnp.arange(len(text))
         representation = jnp.concatenate([text[rows, batch["head_start"]], text[rows, batch["tail_start"]]], axis=-1)
         dropped = Dropout(self.dropout)(representation, deterministic=not train)

@@ -81,13 +81,8 @@ class TMR(Method, kw_only=True):
 
     def encode(self, batch: Batch, *, train: bool) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
         """(T^w, T^p, states of the pictures); one encoder reads text and phrases."""
-        encoder = self.open_text()
-        text, _ = encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
-        phrases, _ = encoder(batch["phrase_ids"], batch["phrase_mask"].astype(bool), train=train)
-        pictures = self.read_pictures(batch, train=train)
-        if self.freeze_text:
-            text, phrases = jax.lax.stop_gradient((text, phrases))
-        return text, phrases, pictures
+        sentence, phrases = (batch["input_ids"], batch["attention_mask"]), (batch["phrase_ids"], batch["phrase_mask"])
+        return *self.read_texts(sentence, phrases, train=train), self.read_pictures(batch, train=train)
 
     def weigh(self, batch: Batch, text: jax.Array, phrases: jax.Array, pictures: dict[str, Any]):
         """Eq. 1, 2, 4: G* and G'* [B, 2, D], which of them are there [B, 2], and the intermediates by name."""

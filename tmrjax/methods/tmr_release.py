@@ -180,13 +180,8 @@ class TMRRelease(Method, kw_only=True):
 
     def encode(self, batch: Batch, phrase_mask: jax.Array, *, train: bool):
         """(H, H_p, maps of the pictures); one BERT reads text and phrases."""
-        encoder = self.open_text()
-        text, _ = encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train)
-        phrases, _ = encoder(batch["phrase_ids"], phrase_mask, train=train)
-        maps = self.read_pictures(batch, train=train)
-        if self.freeze_text:
-            text, phrases = jax.lax.stop_gradient((text, phrases))
-        return text, phrases, maps
+        sentence, phrases = (batch["input_ids"], batch["attention_mask"]), (batch["phrase_ids"], phrase_mask)
+        return *self.read_texts(sentence, phrases, train=train), self.read_pictures(batch, train=train)
 
     def weigh(self, batch: Batch, fusion: ReleaseFusion, text, phrases, maps: dict[str, Any]) -> dict[str, jax.Array]:
         """u and u' under the names "picture" and "generated_picture"."""

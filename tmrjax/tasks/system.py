@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tmrjax.encoders.open import picture_encoder
+from tmrjax.encoders.open import parameter_name, picture_encoder
 from tmrjax.files import DataError
-from tmrjax.inputs.base import Example, Input, Reading, TextInput
+from tmrjax.inputs.base import Example, Input, Reading, TextInput, encode_records
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import Batches, Collator
 from tmrjax.inputs.lost import say_what_is_lost
@@ -152,14 +152,7 @@ class System:
             PairDistanceError: head and tail of a record do not fit into one window.
             ValueError: an unknown label, or a vocabulary without markers.
         """
-        reading, (text_input, *others) = Reading(self.tokenizer, self.text), self.inputs
-        examples = []
-        for record in records:
-            pieces = text_input.pieces(record, reading)
-            values: dict[str, Any] = {}
-            for one in others:
-                values |= one.encode(record, pieces, reading)
-            examples.append(Example(record, pieces, values))
+        examples = encode_records(records, self.inputs, Reading(self.tokenizer, self.text))
         if say:
             say_what_is_lost(examples, self.text, say)
         return examples
@@ -227,10 +220,11 @@ class System:
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
                 "data.feature_cache=False"
             )
+        name = parameter_name(self.method.picture)
         encoder = {
-            name: next(iter(variables[name]["picture_encoder"].values()))
-            for name in ("params", "batch_stats")
-            if "picture_encoder" in variables.get(name, {})
+            collection: variables[collection]["picture_encoder"][name]
+            for collection in ("params", "batch_stats")
+            if "picture_encoder" in variables.get(collection, {})
         }
         identity = {
             "weights": tree_hash(encoder),

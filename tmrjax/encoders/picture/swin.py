@@ -16,10 +16,10 @@ from jax import Array
 from tmrjax.attention import attend
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates
+from tmrjax.encoders.config import check_rates, check_sizes, config_fields
 from tmrjax.encoders.dropout import Dropout
 from tmrjax.encoders.layers import LayerNorm, dense, weight_dropout
 from tmrjax.encoders.picture.patches import PatchEmbeddings, check_pixels
-from tmrjax.encoders.picture.transformer import check_rates, check_sizes, config_fields
 
 _EPSILON = 1e-5  # of the norms after the patches and before a merge, whatever the config says
 _ACROSS_AN_EDGE = -100.0  # added to the logits of pairs that only a shift has made neighbours

@@ -13,38 +13,10 @@ from jax import Array
 
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates, Prefix
+from tmrjax.encoders.config import check_rates, check_sizes, config_fields
 from tmrjax.encoders.dropout import Dropout
 from tmrjax.encoders.layers import LayerNorm, SelfAttention, dense
 from tmrjax.encoders.picture.patches import PatchEmbeddings, check_pixels
-
-
-def check_sizes(kind: str, sizes: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the field of a ``kind`` of config, for what is no positive integer (or several)."""
-    for name, value in sizes.items():
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-            wanted = "positive integers" if isinstance(value, tuple) else "a positive integer"
-            raise ValueError(f"{kind} config: {name} must be {wanted}, got {value!r}")
-
-
-def check_rates(kind: str, rates: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the field, for what is no probability below 1."""
-    for name, value in rates.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ValueError(f"{kind} config: {name} must be a number in [0, 1), got {value!r}")
-
-
-def config_fields(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config class that stand in a config.json; a null is the default, other keys are harmless.
-
-    Raises ValueError for a setting of ``cls.only_value`` with another value.
-    """
-    for name, allowed in cls.only_value.items():
-        found = mapping.get(name, allowed)
-        if found != allowed:
-            raise ValueError(f"{cls.kind} config: {name} {found!r} is not supported, only {allowed!r} is")
-    fields = {field.name for field in dataclasses.fields(cls)}
-    return {name: value for name, value in mapping.items() if name in fields and value is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.base import PictureConfig, PictureStates
-from tmrjax.encoders.open import picture_encoder
+from tmrjax.encoders.open import parameter_name, picture_encoder
 from tmrjax.inputs.pictures import FEATURE_KEYS, Pictures
 
 
@@ -68,10 +68,10 @@ class PictureReader(nn.Module):
         stacked = [pixels[name] if name.endswith("region") else pixels[name][:, None] for name in pixels]
         stacked, present = jnp.concatenate(stacked, axis=1), jnp.concatenate(list(slots.values()), axis=1)
         batch_size, count = present.shape
-        name = self.config.to_dict()["model_type"].replace("-", "_")
         encoder = picture_encoder(
-            self.config, dtype=self.dtype, batch_norm=self.batch_norm, remat=self.remat, name=name
-        )
+            self.config, dtype=self.dtype, batch_norm=self.batch_norm, remat=self.remat,
+            name=parameter_name(self.config),
+        )  # fmt: skip
         states: PictureStates = encoder(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
         found, start = {}, 0
         for name, slot in slots.items():
