@@ -53,6 +53,7 @@ def base_config(task: str, name: str, method: str) -> ConfigDict:
                 "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS
                 "picture_size": 0,  # 0: as the encoder's preprocessor_config.json says, 224 and 256 without one
                 "picture_resize": 0,
+                "text_picture": "",  # posts of RpBERT's second task (JSONL); empty: the data set's own, if it has some
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures
                 "feature_cache_folder": "",  # empty: features/ inside the data set
                 "feature_cache_dtype": "float32",
@@ -63,6 +64,10 @@ def base_config(task: str, name: str, method: str) -> ConfigDict:
             # weights: "pretrained" or "random".
             "text_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
             "picture_encoder": {"folder": "", "revision": "", "weights": "pretrained"},
+            # For methods that look words up. file: a text file of GloVe, word2vec or fastText; empty: the data set's
+            # own word_vectors/vectors.txt, else the word table begins at random. most_frequent: words at the beginning
+            # of the file that the vocabulary gets besides those of the data, for posts to come.
+            "word_vectors": {"file": "", "most_frequent": 20_000},
             "model": options_of(find_method(method, task)),
             "batch_size": 16,
             "eval_batch_size": 32,
@@ -72,6 +77,9 @@ def base_config(task: str, name: str, method: str) -> ConfigDict:
             "lr_fusion": 1e-2,  # of all above them, CRF included: 1e-3 moves a transition by 1 nat at most in a run
             "lr_crf": 0.0,  # of the CRF; 0: as lr_fusion
             "rates": (),  # (pattern, rate) pairs before the method's own, such as (("emission/.*", 1e-3),)
+            "optimizer": "adamw",  # or "sgd", with the momentum
+            "momentum": 0.0,
+            "decay": "linear",  # of the rates after the warm-up: to zero; or "inverse", "constant"
             "weight_decay": 0.01,
             "warmup": 0.1,
             "clip": 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tmrjax import convert
 from tmrjax.encoders.folders import Folder, resolve
 from tmrjax.encoders.open import grow_vocabulary, parameter_name, picture_config, text_config
 from tmrjax.files import parse_json
+from tmrjax.inputs.base import Input
 from tmrjax.inputs.labels import RELEASE_TAGS
 from tmrjax.inputs.settings import TextSettings
 from tmrjax.methods import find_method, name_of
@@ -28,6 +30,7 @@ from tmrjax.text.marking import add_markers
 from tmrjax.text.splitting import splitting_of_tokens
 from tmrjax.text.tags import TagSet
 from tmrjax.text.tokenizers import load_tokenizer
+from tmrjax.text.vectors import WordVectors, read_word_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +72,10 @@ def build_system(config: ConfigDict, dataset: Dataset) -> System:
         )
     kind = find_method(config.method, config.task)
     labels = dataset.info.labels
-    count = len(labels)
-    if config.task == "ner":
-        count = len(RELEASE_TAGS if kind.piece_tags else TagSet(labels))
-    sizes: dict[str, Any] = {"num_labels": count, "max_pieces": config.data.max_pieces}
+    sizes: dict[str, Any] = {"num_labels": len(labels), "max_pieces": config.data.max_pieces}
     method = _method(kind, config, sizes)
+    if config.task == "ner":
+        sizes["num_labels"] = len(RELEASE_TAGS if method.piece_tags else TagSet(labels))
     tokenizer, encoders, pictures = None, {}, PictureSettings()
     if method.inputs[0].specials:
         folder = encoder_folder(config.text_encoder, dataset, "text_encoder")
@@ -89,14 +91,21 @@ def build_system(config: ConfigDict, dataset: Dataset) -> System:
             raise ValueError(
                 "data.feature_cache keeps the maps of a frozen ResNet: set --config.model.freeze_pictures=True"
             )
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder")
+        folder = encoder_folder(config.picture_encoder, dataset, kind.picture_folder)
         sizes["picture"] = picture_config(convert.read_config(folder.path))
         pictures, encoders["picture"] = picture_settings(config, folder.path), _origin(folder)
     fitted = tuple(one.fit(dataset.splits["train"]) for one in method.inputs)
+    vectors = word_vectors(config, dataset, fitted)
+    if vectors is not None:
+        fitted = tuple(vectors.extend(one) for one in fitted)
+        sizes["word_size"], encoders["words"] = vectors.width, vectors.origin(fitted)
+    elif any(hasattr(one, "table") for one in fitted):
+        encoders["words"] = None
+        logger.warning("no word vectors were given (--config.word_vectors.file=FILE): the word table begins at random")
     for one in fitted:
         sizes |= one.sizes()
     # E(u) of the released tagger belongs to absolute positions of word pieces, and tags stand on pieces.
-    pieces = kind.piece_tags
+    pieces = method.piece_tags
     system = SYSTEMS[config.task](
         method=_method(kind, config, sizes),
         labels=labels,
@@ -151,6 +160,22 @@ def picture_settings(config: ConfigDict, folder: Path) -> PictureSettings:
     )
 
 
+def word_vectors(config: ConfigDict, dataset: Dataset, fitted: Sequence[Input]) -> WordVectors | None:
+    """The vectors for the words of the data set: the config's file, or the one that came with the data set.
+
+    None where no input of the method looks words up, or there is no file.
+    """
+    tables = [one for one in fitted if hasattr(one, "table")]
+    own = dataset.root / "word_vectors" / "vectors.txt"
+    if not tables or not (config.word_vectors.file or own.is_file()):
+        return None
+    wanted = {entry for one in tables for entry in one.vocabulary.entries}
+    lookup = next((one for one in tables if hasattr(one, "entry")), None)
+    if lookup is not None:
+        wanted |= {lookup.entry(token) for records in dataset.splits.values() for r in records for token in r.tokens}
+    return read_word_vectors(config.word_vectors.file or own, wanted, config.word_vectors.most_frequent)
+
+
 def word_splitting(config: ConfigDict, dataset: Dataset) -> str:
     """How raw text will be split: as the training data are, or as the config says."""
     if config.data.word_splitting != "auto":
@@ -178,10 +203,17 @@ def initial_variables(config: ConfigDict, dataset: Dataset, system: System) -> d
         params[method.text_name], _ = grow_vocabulary(loaded, own, method.text.vocab_size, config.seed)
     if method.picture is not None and config.picture_encoder.weights == "pretrained":
         revision = system.encoders["picture"]["revision"]
-        folder = encoder_folder(config.picture_encoder, dataset, "picture_encoder", revision).path
+        folder = encoder_folder(config.picture_encoder, dataset, method.picture_folder, revision).path
         loaded = convert.picture_variables(convert.read_state_dict(folder), method.picture)
-        name = parameter_name(method.picture)
-        params["picture_encoder"][name] = loaded["params"]
-        if loaded.get("batch_stats"):
-            statistics["picture_encoder"][name] = loaded["batch_stats"]
+        if method.picture_name != "picture_encoder":
+            params[method.picture_name] = loaded["params"]
+        else:
+            name = parameter_name(method.picture)
+            params["picture_encoder"][name] = loaded["params"]
+            if loaded.get("batch_stats"):
+                statistics["picture_encoder"][name] = loaded["batch_stats"]
+    vectors = word_vectors(config, dataset, system.fitted)
+    for one in system.fitted if vectors is not None else ():
+        if getattr(one, "table", None) in params:
+            params[one.table]["embedding"] = vectors.fill(one.vocabulary, params[one.table]["embedding"])
     return {"params": params, "batch_stats": statistics}

@@ -98,7 +98,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
     # ---- step
-    settings = OptimizerSettings(experiment.steps, experiment.rates(), config.weight_decay, config.warmup, config.clip)
+    settings = OptimizerSettings(
+        experiment.steps, experiment.rates(), config.weight_decay, config.warmup, config.clip,
+        kind=config.get("optimizer", "adamw"), momentum=config.get("momentum", 0.0),
+        decay=config.get("decay", "linear"), epochs=config.get("epochs", 1),
+    )  # fmt: skip
     optimizer = make_optimizer(settings, experiment.groups(variables["params"]))
     step = make_train_step(experiment.loss(), optimizer, mesh, accumulate=config.accumulate)
 

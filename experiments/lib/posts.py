@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.lib import build, command
-from tmrjax.files import DataError
+from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import Batches, sample_fraction
+from tmrjax.inputs.picture_adds import SIDE as PICTURE_ADDS
 from tmrjax.methods import name_of
-from tmrjax.records import read_dataset
+from tmrjax.prediction.posts import read_post
+from tmrjax.records import Record, read_dataset
 from tmrjax.tasks.report import format_report, warnings_of
 from tmrjax.training.optimizer import parameter_groups
 from tmrjax.training.step import Loss
 
 logger = logging.getLogger(__name__)
+TEXT_PICTURE = "text_picture.jsonl"  # in the folder of a data set
 
 
 class PostExperiment:
@@ -29,7 +33,7 @@ class PostExperiment:
     def __init__(self, config: ConfigDict):
         if not config.data.root:
             raise ValueError("no data set was given: --config.data.root=DIR (CONTRIBUTING.md says how to prepare one)")
-        self.config, self.loop = config, {}
+        self.config, self.loop, self.second = config, {}, {}
         self.dataset = read_dataset(config.data.root, on_error=config.data.on_error)
         for split in ("train", "dev", "test"):
             if not self.dataset.splits.get(split):
@@ -49,14 +53,41 @@ class PostExperiment:
         self.records = sample_fraction(splits["train"], config.data.fraction, config.seed)
         examples = self.system.training_rows(self.system.encode(self.records, say="train"))
         self.dev = self.system.encode(splits["dev"], say="dev")
-        used = [*self.records, *splits["dev"], *splits["test"]]
+        second = self._second_records() if self.system.method.second else []
+        used = [*self.records, *splits["dev"], *splits["test"], *second]
         self.pictures = command.picture_source(self.system, self.dataset, used, variables, config.data)
         lengths = [len(example.pieces.input_ids) for example in examples]
         plan = BatchPlan(lengths, self.system.buckets, config.batch_size, epochs=config.epochs, seed=config.seed)
+        further = None
+        if second:
+            further = self.system.second_batches(
+                second, self.pictures, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed
+            )
         collator = self.system.collator(self.pictures)
-        self.batches = Batches(examples, plan, collator, jax.process_index(), jax.process_count())
+        self.batches = Batches(examples, plan, collator, jax.process_index(), jax.process_count(), further)
         self.steps, self.step = len(plan), self.system.predict_step(mesh)
         return variables
+
+    def _second_records(self) -> list[Record]:
+        """The posts of the method's second stream: the config's file, or the data set's own; none is said."""
+        given = self.config.data.text_picture
+        path = Path(given or self.dataset.root / TEXT_PICTURE)
+        if not given and not path.is_file():
+            logger.warning(
+                "no posts for the second task of %s (--config.data.text_picture=FILE, made by "
+                "data_prep/import_text_picture.py): it is left out", name_of(self.system.method),
+            )  # fmt: skip
+            return []
+        records = []
+        content = read_bytes(path)
+        for number, line in enumerate(content.splitlines(), start=1):
+            where = f"{path}:{number}"
+            post = read_post(parse_json(line, where), self.dataset.info, where=where)
+            image = post.record.image and str((path.parent / post.record.image).resolve())
+            side = {PICTURE_ADDS: post.carried.get(PICTURE_ADDS)}
+            records.append(dataclasses.replace(post.record, image=image, sides=side))
+        self.second = {"text_picture": {"posts": len(records), "sha256": sha256(content)}}
+        return records
 
     def loss(self) -> Loss:
         """The head's loss and the method's own."""
@@ -75,8 +106,8 @@ class PostExperiment:
         return named | {f"config.rates {pattern}": rate for pattern, rate in config.rates}
 
     def to_meta(self) -> dict[str, Any]:
-        """The system."""
-        return self.system.to_meta()
+        """The system, and what its second stream was."""
+        return self.system.to_meta() | self.second
 
     def evaluate_dev(self, variables: Any) -> dict[str, float]:
         """Precision, recall, F1."""
@@ -111,6 +142,8 @@ class PostExperiment:
             "fraction": self.config.data.fraction,
             "train_posts": {"used": len(self.records), "of": len(dataset.splits["train"])},
             "best_epoch": best["epoch"],
+            "encoders": dict(self.system.encoders),
+            **self.second,
             "dev": {name: best[name] for name in ("precision", "recall", "f1")},
             "test": scores["test"],
         }

@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tmrjax.training.optimizer import DECAYS, OPTIMIZERS
+
 LADDER = (24, 32, 40, 56, 80, 128, 256, 512)  # lengths in word pieces; each that is in use is compiled
 
 
@@ -49,6 +51,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _at_least(1),
     "steps": _at_least(1),
     "evaluate_every": _at_least(1),
+    "optimizer": _among(*OPTIMIZERS),
+    "momentum": (lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+    "decay": _among(*DECAYS),
+    "word_vectors.most_frequent": _at_least(0),
     "lr": _above(0),
     "lr_encoder": _at_least(0),
     "lr_fusion": _above(0),

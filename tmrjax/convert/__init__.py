@@ -7,7 +7,8 @@ Nothing here needs torch.
 
 from tmrjax.convert.bert import bert_table
 from tmrjax.convert.pictures import clip_table, picture_shapes, picture_variables, swin_table, vit_table
-from tmrjax.convert.release import ner_from_release, re_from_release
+from tmrjax.convert.released import method_from_release
+from tmrjax.convert.released.tmr import ner_from_release, re_from_release
 from tmrjax.convert.resnet import resnet_params, resnet_shapes, resnet_table
 from tmrjax.convert.state_dicts import INDEX, WEIGHTS, read_config, read_state_dict
 from tmrjax.convert.tables import CONVOLUTION, LINEAR, Entry, fill, shapes_of, without_prefix
@@ -26,6 +27,7 @@ __all__ = [
     "clip_table",
     "fill",
     "mde_from_release",
+    "method_from_release",
     "ner_from_release",
     "picture_shapes",
     "picture_variables",

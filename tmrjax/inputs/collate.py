@@ -16,6 +16,8 @@ from tmrjax.inputs.base import Example, Input, Reading
 from tmrjax.inputs.batching import BatchPlan, PlannedBatches
 from tmrjax.records import Record
 
+SECOND = "second_"  # what the keys of a second stream begin with
+
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
@@ -75,6 +77,15 @@ class Batches(PlannedBatches):
     collate: Callable[[Sequence[Any], int], Mapping[str, np.ndarray]]
     process_index: int = 0
     process_count: int = 1
+    second: PlannedBatches | None = None
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, Mapping[str, Any]]:
+        """The batch of a step; with the step's batch of the second stream, if there is one, under ``second_...``."""
+        indices, batch = super().__getitem__(step)
+        if self.second is None:
+            return indices, batch
+        _, further = self.second[int(step) % len(self.second)]
+        return indices, {**batch, **{f"{SECOND}{key}": value for key, value in further.items()}}
 
     def load(self, bucket: int, indices: Sequence[int]) -> Mapping[str, np.ndarray]:
         """The batch of these examples, -1 for a row of padding, with `bucket` word pieces."""

@@ -24,7 +24,7 @@ from tmrjax.records.schema import NUM_REGIONS, Box
 
 # What may be kept of a picture -> the end of its key in a batch.
 FEATURE_KEYS = {"tokens": "features", "pooled": "pooled", "stages": "stages"}
-KEPT = tuple(FEATURE_KEYS)
+KEPT = (*FEATURE_KEYS, "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Pictures(Input):
 
     Attributes:
         whole, regions: what the method reads of the whole picture and of the regions, one of KEPT; None is nothing.
+            "pixels": the method calls the parts of its picture encoder itself.
         generated: whether the generated picture is read too, under keys with the prefix ``generated_``.
     """
 
@@ -154,10 +155,12 @@ class PixelSource:
         return arrays if settings.as_bytes else normalised(arrays, settings)
 
 
-def normalised(batch: Mapping[str, Any], settings: PictureSettings) -> dict[str, Any]:
+def normalised(
+    batch: Mapping[str, Any], settings: PictureSettings, prefixes: Sequence[str] = ("", "generated_")
+) -> dict[str, Any]:
     """A batch, or the arrays of one record, with its pixels as floats; what is no pixels stays as it is."""
     found = dict(batch)
-    for prefix in ("", "generated_"):
+    for prefix in prefixes:
         for name in (f"{prefix}image", f"{prefix}regions"):
             if name in found:
                 found[name] = settings.normalise(found[name], whole=name.endswith("image"))

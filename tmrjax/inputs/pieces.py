@@ -78,6 +78,7 @@ def windows_of(example: Example, settings: TextSettings, *, training: bool = Fal
             input_ids=[cls, *pieces.input_ids[bounds[window.first] : bounds[window.last]], sep],
             word_starts=[start - shift for start in pieces.word_starts[own]],
             words=pieces.words[own],
+            piece_words=[-1, *pieces.piece_words[bounds[window.first] : bounds[window.last]], -1],
         )
         rows.append(example._replace(pieces=part))
     return rows

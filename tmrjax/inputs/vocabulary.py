@@ -54,3 +54,9 @@ class FitsVocabulary:
                 f"the vocabulary of the input {self.name!r} is no list of texts: copy the checkpoint again"
             )
         return dataclasses.replace(self, vocabulary=Vocabulary(tuple(meta)))
+
+    def with_entries(self, entries: Iterable[str]) -> Self:
+        """With further entries behind those of the vocabulary, such as words that have a vector."""
+        known = self.vocabulary.indices
+        further = tuple(dict.fromkeys(entry for entry in entries if entry not in known))
+        return dataclasses.replace(self, vocabulary=Vocabulary(self.vocabulary.entries + further))

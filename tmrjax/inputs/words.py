@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tmrjax.inputs.base import Example, Reading, Spec, TextInput
+from tmrjax.inputs.base import Example, Input, Reading, Spec, TextInput
 from tmrjax.inputs.marked import pair_distance
 from tmrjax.inputs.vocabulary import EMPTY, UNKNOWN, FitsVocabulary, Vocabulary
 from tmrjax.records import Record
@@ -16,8 +16,35 @@ from tmrjax.text.marking import MarkedPieces, WindowError, window_around
 from tmrjax.text.pieces import WordPieces
 
 
+class WordVocabulary(FitsVocabulary):
+    """What inputs that look words up share."""
+
+    lowercase: bool
+    min_count: int
+    # The method's parameter that word vectors fill, where there are some.
+    table: ClassVar[str] = "word_embeddings"
+
+    def fit(self, records: Iterable[Record]) -> Self:
+        """With the vocabulary of the training text."""
+        words = (self.entry(token) for record in records for token in record.tokens)
+        return dataclasses.replace(self, vocabulary=Vocabulary.of(words, self.min_count))
+
+    def sizes(self) -> Mapping[str, int]:
+        """``num_words``."""
+        return {"num_words": len(self.vocabulary)}
+
+    def entry(self, token: str) -> str:
+        """How a word is looked up."""
+        return token.lower() if self.lowercase else token
+
+    def indices(self, tokens: Sequence[str]) -> list[int]:
+        """The index of each word."""
+        known = self.vocabulary.indices
+        return [known.get(self.entry(token), UNKNOWN) for token in tokens]
+
+
 @dataclasses.dataclass(frozen=True)
-class Words(FitsVocabulary, TextInput):
+class Words(WordVocabulary, TextInput):
     """``input_ids`` [B, W]: a word is one piece, nothing is added around the words.
 
     For NER also ``word_starts`` and ``word_mask`` [B, W]; for RE (``pair=True``) ``head_start``, ``tail_start``,
@@ -37,22 +64,9 @@ class Words(FitsVocabulary, TextInput):
     name: ClassVar[str] = "words"
     specials: ClassVar[int] = 0
 
-    def fit(self, records: Iterable[Record]) -> Self:
-        """With the vocabulary of the training text."""
-        words = (self._entry(token) for record in records for token in record.tokens)
-        return dataclasses.replace(self, vocabulary=Vocabulary.of(words, self.min_count))
-
-    def sizes(self) -> Mapping[str, int]:
-        """``num_words``."""
-        return {"num_words": len(self.vocabulary)}
-
-    def _entry(self, token: str) -> str:
-        return token.lower() if self.lowercase else token
-
     def pieces(self, record: Record, reading: Reading) -> WordPieces | MarkedPieces:
         """The words; for RE those of a window around both entities."""
-        known = self.vocabulary.indices
-        ids = [known.get(self._entry(token), UNKNOWN) for token in record.tokens]
+        ids = self.indices(record.tokens)
         unknown = [word for word, index in enumerate(ids) if index == UNKNOWN]
         limit, count = reading.text.max_pieces, len(ids)
         if self.pair:
@@ -62,9 +76,9 @@ class Words(FitsVocabulary, TextInput):
                 raise pair_distance(record, error, limit) from None
             cut = [word for word in range(count) if not first <= word < last]
             starts = record.head[0] - first, record.tail[0] - first
-            return MarkedPieces(ids[first:last], *starts, cut, [], unknown)
+            return MarkedPieces(ids[first:last], *starts, cut, [], unknown, list(range(first, last)))
         kept = list(range(min(count, limit)))
-        return WordPieces(ids[:limit], kept, kept, list(range(limit, count)), [], unknown, [])
+        return WordPieces(ids[:limit], kept, kept, list(range(limit, count)), [], unknown, [], kept)
 
     def spec(self, length: int, reading: Reading) -> Spec:
         """See the class."""
@@ -84,3 +98,32 @@ class Words(FitsVocabulary, TextInput):
                 values |= {f"{role}_start": start, f"{role}_end": start + length}
             return values
         return values | {"word_starts": pieces.word_starts, "word_mask": [True] * len(pieces.word_starts)}
+
+
+@dataclasses.dataclass(frozen=True)
+class WordIds(WordVocabulary, Input):
+    """``word_ids`` [B, W]: the words that a row of word pieces scores, for methods that read both.
+
+    Attributes:
+        specials: of the method's text input: W is its length without them.
+        lowercase, min_count, vocabulary: as of :class:`Words`.
+    """
+
+    specials: int = 2
+    lowercase: bool = True
+    min_count: int = 1
+    vocabulary: Vocabulary = EMPTY
+    name: ClassVar[str] = "word_ids"
+
+    def encode(self, record: Record, pieces: WordPieces, reading: Reading) -> Mapping[str, Any]:
+        """The index of every word of the post."""
+        return {"word_ids": self.indices(record.tokens)}
+
+    def spec(self, length: int, reading: Reading) -> Spec:
+        """See the class."""
+        return {"word_ids": ((length - self.specials,), np.int32)}
+
+    def row(self, example: Example, reading: Reading) -> Mapping[str, Any]:
+        """Those of the words of a row."""
+        ids = example.values["word_ids"]
+        return {"word_ids": [ids[word] for word in example.pieces.words]}

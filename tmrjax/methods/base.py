@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.base import PictureConfig, TextConfig
-from tmrjax.encoders.open import parameter_name, picture_config, text_config, text_encoder
+from tmrjax.encoders.open import parameter_name, picture_config, picture_encoder, text_config, text_encoder
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.pictures import Pictures
@@ -25,7 +25,7 @@ from tmrjax.methods.parts.pictures import PictureReader
 Batch = Mapping[str, jax.Array]
 
 # Fields that System fills in from the data set and the encoders; all others are options of a config.
-SIZES = ("text", "picture", "num_labels", "max_pieces", "num_words", "num_characters")
+SIZES = ("text", "picture", "num_labels", "max_pieces", "num_words", "num_characters", "num_objects", "object_size")
 
 
 class Method(nn.Module, kw_only=True):
@@ -44,8 +44,8 @@ class Method(nn.Module, kw_only=True):
 
     # "ner" or "re".
     task: ClassVar[str]
-    # Whether the CRF runs over word pieces in the tag set of the released code, instead of over words.
-    piece_tags: ClassVar[bool] = False
+    # The folder of a data set with the picture encoder that comes with it.
+    picture_folder: ClassVar[str] = "picture_encoder"
 
     num_labels: int
     text: TextConfig | None = None
@@ -67,24 +67,40 @@ class Method(nn.Module, kw_only=True):
         raise NotImplementedError
 
     @property
+    def piece_tags(self) -> bool:
+        """Whether the CRF runs over word pieces in the tag set of the released code, instead of over words."""
+        return False
+
+    @property
+    def second(self) -> tuple[Input, ...]:
+        """What the method asks of the posts of a second stream; the text input comes first.
+
+        During training a batch holds as many of them, under keys that begin with ``second_``. An auxiliary loss reads
+        them; they are no part of prediction.
+        """
+        return ()
+
+    @property
     def rates(self) -> tuple[tuple[str, str], ...]:
         """(pattern, group) pairs: the first pattern that fits the whole path of a parameter gives its learning rate.
 
         Groups: "encoder" and "fusion" (config.lr_encoder, config.lr_fusion), "crf" (config.lr_crf).
         """
-        encoders = "|".join(filter(None, (self.text_name, "picture_encoder")))
+        encoders = "|".join(filter(None, (self.text_name, self.picture_name)))
         return (rf"({encoders})/.*", "encoder"), ("crf/.*", "crf"), (".*", "fusion")
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Patterns of the parameters that never change."""
-        names = {self.text_name: self.freeze_text, "picture_encoder": self.freeze_pictures}
+        names = {self.text_name: self.freeze_text, self.picture_name: self.freeze_pictures}
         return tuple(f"{name}/.*" for name, is_frozen in names.items() if is_frozen and name)
 
     @property
     def left_out(self) -> str:
         """What an ablation left out, in the paper's words; "none" for the whole method."""
-        return "none"
+        text_only = not getattr(self, "use_pictures", True)
+        released = getattr(self, "literal", False)
+        return ", ".join(["pictures"] * text_only + ["nothing, released arithmetic"] * released) or "none"
 
     # ------------------------------------------------------------------ for subclasses
 
@@ -92,6 +108,12 @@ class Method(nn.Module, kw_only=True):
     def text_name(self) -> str | None:
         """The text encoder's name among the parameters: its model type, such as "bert"."""
         return None if self.text is None else parameter_name(self.text)
+
+    @property
+    def picture_name(self) -> str:
+        """The picture encoder's name among the parameters: its model type where the method calls its parts itself."""
+        pixels = self.pictures is not None and "pixels" in self.pictures.parts.values()
+        return parameter_name(self.picture) if pixels and self.picture else "picture_encoder"
 
     @property
     def pictures(self) -> Pictures | None:
@@ -108,6 +130,12 @@ class Method(nn.Module, kw_only=True):
         states = tuple(encoder(ids, mask.astype(bool), train=train)[0] for ids, mask in texts)
         return jax.lax.stop_gradient(states) if self.freeze_text else states
 
+    def open_picture(self) -> nn.Module:
+        """The picture encoder, for a method that asks for pixels and calls its parts itself; create it once."""
+        return picture_encoder(
+            self.picture, dtype=self.dtype, batch_norm=self.batch_norm, remat=self.remat, name=self.picture_name
+        )
+
     def read_pictures(self, batch: Batch, *, train: bool) -> dict[str, Any]:
         """Encoded pictures by name: ``image``, ``region`` and the same with ``generated_``.
 
@@ -118,6 +146,17 @@ class Method(nn.Module, kw_only=True):
             self.picture, self.dtype, self.batch_norm, self.freeze_pictures, self.remat, name="picture_encoder"
         )
         return reader(batch, self.pictures, train=train)
+
+
+def at_words(states: jax.Array, batch: Batch) -> jax.Array:
+    """States at the first piece of each word: [B, T, D] -> [B, W, D]."""
+    return jnp.take_along_axis(states, batch["word_starts"][..., None], axis=1)
+
+
+def at_markers(states: jax.Array, batch: Batch) -> jax.Array:
+    """[head; tail]: states at the markers before both entities, [B, T, D] -> [B, 2 D]."""
+    rows = jnp.arange(len(states))
+    return jnp.concatenate([states[rows, batch["head_start"]], states[rows, batch["tail_start"]]], axis=-1)
 
 
 def options_of(method: type[Method]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tmrjax.heads.crf_head import CRFLayer
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.pieces import Pieces
-from tmrjax.methods.base import Batch, Method
+from tmrjax.methods.base import Batch, Method, at_words
 
 
 class BertCRF(Method, kw_only=True):
@@ -35,8 +35,7 @@ class BertCRF(Method, kw_only=True):
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Emissions [B, W, K]; states: "text_states" [B, T, D]."""
         (text,) = self.read_texts((batch["input_ids"], batch["attention_mask"]), train=train)
-        words = jnp.take_along_axis(text, batch["word_starts"][..., None], axis=1)
-        words = Dropout(self.dropout)(words, deterministic=not train)
+        words = Dropout(self.dropout)(at_words(text, batch), deterministic=not train)
         emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(words)
         return Outputs(emissions, CRFLayer(self.num_labels, name="crf")(), states={"text_states": text})
 

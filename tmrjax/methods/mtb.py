@@ -18,7 +18,7 @@ from tmrjax.encoders.dropout import Dropout
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.marked import Marked
-from tmrjax.methods.base import Batch, Method
+from tmrjax.methods.base import Batch, Method, at_markers
 
 
 class MTB(Method, kw_only=True):
@@ -35,8 +35,7 @@ class MTB(Method, kw_only=True):
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Logits [B, R]; states: "text_states" [B, T, D], "representation" [B, 2 D] (g before dropout)."""
         (text,) = self.read_texts((batch["input_ids"], batch["attention_mask"]), train=train)
-        rows = jnp.arange(len(text))
-        representation = jnp.concatenate([text[rows, batch["head_start"]], text[rows, batch["tail_start"]]], axis=-1)
+        representation = at_markers(text, batch)
         dropped = Dropout(self.dropout)(representation, deterministic=not train)
         logits = nn.Dense(self.num_labels, dtype=jnp.float32, name="classifier")(dropped)
         return Outputs(logits, states={"text_states": text, "representation": representation})

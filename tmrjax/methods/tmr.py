@@ -33,7 +33,7 @@ from tmrjax.inputs.phrases import Phrases
 from tmrjax.inputs.pictures import Pictures
 from tmrjax.inputs.pieces import Pieces
 from tmrjax.inputs.scores import Scores
-from tmrjax.methods.base import Batch, Method
+from tmrjax.methods.base import Batch, Method, at_markers, at_words
 
 
 class TMR(Method, kw_only=True):
@@ -127,8 +127,7 @@ class EntityTMR(TMR, kw_only=True):
         weighted, present, states = self.weigh(batch, text, phrases, pictures)
         text_fusion = TextFusion(self.num_heads, self.dropout, self.dtype, name="text_fusion")
         fused = text_fusion(text, weighted, present, train=train)
-        words = jnp.take_along_axis(fused, batch["word_starts"][..., None], axis=1)
-        words = Dropout(self.dropout)(words, deterministic=not train)
+        words = Dropout(self.dropout)(at_words(fused, batch), deterministic=not train)
         emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(words)
         states = {"text_states": text, "phrase_states": phrases, **states, "fused": fused}
         return Outputs(emissions, crf, states=states)
@@ -148,11 +147,9 @@ class RelationTMR(TMR, kw_only=True):
         "fused", and "representation" (g before dropout).
         """
         text, phrases, pictures = self.encode(batch, train=train)
-        rows = jnp.arange(len(text))
-        head, tail = text[rows, batch["head_start"]], text[rows, batch["tail_start"]]
         weighted, _, states = self.weigh(batch, text, phrases, pictures)
         pooled = pool_phrases(phrases, batch["phrase_mask"].astype(bool), literal=self.literal)
-        representation = jnp.concatenate([head, tail, pooled, weighted.sum(1)], axis=-1)
+        representation = jnp.concatenate([at_markers(text, batch), pooled, weighted.sum(1)], axis=-1)
         dropped = Dropout(self.dropout)(representation, deterministic=not train)
         logits = nn.Dense(self.num_labels, dtype=jnp.float32, name="classifier")(dropped)
         states = {"text_states": text, "phrase_states": phrases, **states, "representation": representation}

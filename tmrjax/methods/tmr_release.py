@@ -205,8 +205,12 @@ class EntityTMRRelease(TMRRelease, kw_only=True):
     """
 
     task: ClassVar[str] = "ner"
-    piece_tags: ClassVar[bool] = True
     max_pieces: int
+
+    @property
+    def piece_tags(self) -> bool:
+        """Tags stand on word pieces."""
+        return True
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:

@@ -21,7 +21,7 @@ from tmrjax.text.splitting import Word, join_words, split_words
 
 POST_KEYS = (
     "id", "text", "tokens", "image", "regions", "phrases", "scores",
-    "generated_image", "generated_regions", "generated_scores",
+    "generated_image", "generated_regions", "generated_scores", "sides",
 )  # fmt: skip
 PAIR_KEYS = ("head", "tail")
 RESULT_KEYS = ("entities", "relations", "masked", "unread_words", "unknown_words", "unread_pairs")
@@ -146,6 +146,7 @@ def read_post(
         generated=generated,
         scores=check.scores(post.get("scores"), "scores", info),
         generated_scores=check.scores(post.get("generated_scores"), "generated_scores", info),
+        sides=check.sides(post.get("sides", {}), None),
     )
     pair = _pair(post, check, text, words) if info.task == "re" else None
     return Post(record, text, words, pair, _id(post.get("id"), check), carried, pictures, "text" in post)

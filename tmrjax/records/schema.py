@@ -19,9 +19,12 @@ A line of ``train.jsonl`` of a NER set is one object with these keys; RE has the
                                                 prompt, seed, model may be null, and it may have a grounding too
      "scores": [0.2, 0.3, 0.5],                 weaken, complement, strengthen of text and picture, the softmax of the
                                                 divergence estimator (paper section 3.4); null: unknown
-     "generated_scores": null}                  the same of text and generated picture
+     "generated_scores": null,                  the same of text and generated picture
+     "sides": {...}}                            may be absent: what some methods ask for besides, by name, such as
+                                                "objects"; checked by the input that reads it (tmrjax.inputs)
 
-Every key stands there (null or [] for what is absent), save ``grounding``. The folder around the record and
+Every key stands there (null or [] for what is absent), save ``grounding`` and ``sides``. A side with the key "rows",
+[start, end), has these rows of a table of arrays/ (:mod:`tmrjax.records.arrays`). The folder around the record and
 ``dataset.json`` are described in :mod:`tmrjax.records` and :class:`DatasetInfo`. Whatever breaks a rule is one
 :class:`DataError` that says file, line, what was found, what was expected and what to do; nothing is repaired in
 silence. Needs only the standard library.
@@ -40,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError, FolderOfFiles
+from tmrjax.records.arrays import with_rows
 
 Box = tuple[float, float, float, float]
 Scores = tuple[float, float, float]
@@ -60,6 +64,7 @@ _SHARED_KEYS = ("id", "tokens", "image", "regions", "phrases", "generated", "sco
 _LABEL_KEYS = {"ner": ("tags",), "re": ("head", "tail", "relation")}
 _GENERATED_KEYS = ("image", "regions", "prompt", "seed", "model")
 _GROUNDING = "grounding"  # may be absent, beside regions: sets made without it stay as they are
+_SIDES = "sides"  # may be absent
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Record:
     scores: Scores | None = None
     generated_scores: Scores | None = None
     grounding: tuple[Grounding, ...] = ()
+    sides: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def record_to_json(record: Record, task: str) -> dict[str, Any]:
         },
         "scores": None if record.scores is None else list(record.scores),
         "generated_scores": None if record.generated_scores is None else list(record.generated_scores),
+        **({_SIDES: record.sides} if record.sides else {}),
     }
 
 
@@ -188,7 +195,7 @@ def record_from_json(
     check = RecordChecker(where)
     label_keys = _LABEL_KEYS[info.task]
     required = (*_SHARED_KEYS, *label_keys) if require_labels else ("id", "tokens")
-    check.keys(value, required, (*_SHARED_KEYS, _GROUNDING, *label_keys), "record")
+    check.keys(value, required, (*_SHARED_KEYS, _GROUNDING, _SIDES, *label_keys), "record")
     identifier = check.word(value["id"], "id")
     tokens = check.texts(value["tokens"], "tokens")
     if not tokens:
@@ -227,6 +234,7 @@ def record_from_json(
         generated=generated,
         scores=check.scores(value.get("scores"), "scores", info),
         generated_scores=check.scores(value.get("generated_scores"), "generated_scores", info),
+        sides=check.sides(value.get(_SIDES, {}), root),
         **labels,
     )
 
@@ -375,6 +383,15 @@ class RecordChecker:
         if not (x1 < x2 and y1 < y2):
             self.fail(f"the box {value} without area in {name!r}", expected, "Drop it, or correct the order.")
         return x1, y1, x2, y2
+
+    def sides(self, value: Any, root: Path | FolderOfFiles | None) -> dict[str, Any]:
+        """An object; rows of tables become :class:`tmrjax.records.arrays.ArrayRows`."""
+        if not isinstance(value, dict):
+            self.fail(
+                f"{_short(value)} in 'sides'", "an object, by name of the side", "Leave 'sides' out, or write {}."
+            )
+        folder = root.root if isinstance(root, FolderOfFiles) else root
+        return {name: with_rows(name, side, folder, self.fail) for name, side in value.items()}
 
     def scores(self, value: Any, name: str, info: DatasetInfo) -> Scores | None:
         """Three scores that sum to 1, or None."""

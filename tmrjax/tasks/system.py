@@ -24,7 +24,7 @@ from tmrjax.encoders.open import parameter_name, picture_encoder
 from tmrjax.files import DataError
 from tmrjax.inputs.base import Example, Input, Reading, TextInput, encode_records
 from tmrjax.inputs.batching import BatchPlan
-from tmrjax.inputs.collate import Batches, Collator
+from tmrjax.inputs.collate import SECOND, Batches, Collator
 from tmrjax.inputs.lost import say_what_is_lost
 from tmrjax.inputs.pictures import FeatureSource, PictureSource, PixelSource, normalised, picture_requests
 from tmrjax.inputs.settings import TextSettings
@@ -161,6 +161,22 @@ class System:
         """Makes batches of this system's examples, with the keys that the method's inputs name."""
         return Collator(self.inputs, Reading(None, self.text, pictures))
 
+    def second_batches(
+        self, records: Sequence[Record], pictures: PictureSource | None, *, batch_size: int, epochs: int, seed: int
+    ) -> Batches:
+        """Batches of the method's second stream (:attr:`tmrjax.methods.base.Method.second`), all of one length."""
+        inputs = self.method.second
+        lacks = [sentence for one in inputs if (sentence := one.check(records))]
+        if lacks:
+            raise ValueError("; ".join(lacks))
+        examples = encode_records(records, inputs, Reading(self.tokenizer, self.text))
+        say_what_is_lost(examples, self.text, "the second stream")
+        lengths = [len(example.pieces.input_ids) for example in examples]
+        longest = min(bucket for bucket in self.buckets if bucket >= max(lengths))
+        plan = BatchPlan(lengths, (longest,), batch_size, epochs=epochs, seed=seed)
+        collator = Collator(inputs, Reading(None, self.text, pictures))
+        return Batches(examples, plan, collator, jax.process_index(), jax.process_count())
+
     def check(self, records: Sequence[Record], where: Any) -> None:
         """Raise DataError, naming ``where``, for inputs of the method that no training record has."""
         lacks = [sentence for one in self.fitted if (sentence := one.check(records))]
@@ -184,7 +200,7 @@ class System:
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as the method takes it: uint8 pixels are normalised, which is left for the device."""
-        return normalised(batch, self.pictures)
+        return normalised(batch, self.pictures, ("", "generated_", SECOND))
 
     def picture_states(self, kept: Sequence[str]) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
         """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept by name, float32.
@@ -215,6 +231,11 @@ class System:
         pictures = self.method.pictures
         if pictures is None:
             return None
+        if "pixels" in pictures.parts.values():
+            raise ValueError(
+                f"the method {name_of(self.method)} reads pictures inside of its encoder, so their states cannot "
+                "be kept: set --config.data.feature_cache=False"
+            )
         if not self.pictures.as_bytes or self.pictures.whole == "area_bgr":
             raise ValueError(
                 "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "

@@ -26,7 +26,8 @@ class MarkedPieces(NamedTuple):
 
     input_ids: [CLS], the pieces of the window's words with four markers among them, [SEP]. head_start, tail_start:
     positions of [unused0] and [unused2]. cut: words outside of the window. empty: words without any piece. unknown:
-    words of whose pieces at least half are [UNK].
+    words of whose pieces at least half are [UNK]. piece_words[p]: the word of piece p, -1 for a special one or a
+    marker.
     """
 
     input_ids: list[int]
@@ -35,6 +36,7 @@ class MarkedPieces(NamedTuple):
     cut: list[int]
     empty: list[int]
     unknown: list[int]
+    piece_words: list[int]
 
 
 def _find_markers(tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
@@ -95,16 +97,19 @@ def encode_marked(
     before_head, after_head, before_tail, after_tail = marker_ids(tokenizer)
     pieces = pieces_of_words(tokenizer, tokens)
     first, last = window_around([len(word) for word in pieces], head, tail, max_pieces - 2 - len(MARKERS))
-    input_ids, positions = [tokenizer.cls_token_id], {}
+    input_ids, positions, of = [tokenizer.cls_token_id], {}, [-1]
     for word in range(first, last):
         for (start, _), marker in ((head, before_head), (tail, before_tail)):
             if word == start:
                 positions[marker] = len(input_ids)
                 input_ids.append(marker)
+                of.append(-1)
         input_ids += pieces[word]
+        of += [word] * len(pieces[word])
         for (_, end), marker in ((head, after_head), (tail, after_tail)):
             if word == end - 1:
                 input_ids.append(marker)
+                of.append(-1)
     input_ids.append(tokenizer.sep_token_id)
     return MarkedPieces(
         input_ids,
@@ -113,6 +118,7 @@ def encode_marked(
         cut=[word for word in range(len(tokens)) if not first <= word < last],
         empty=[word for word, ids in enumerate(pieces) if not ids],
         unknown=unknown_words(tokenizer, pieces),
+        piece_words=[*of, -1],
     )
 
 

@@ -38,6 +38,7 @@ class WordPieces(NamedTuple):
     cut: words behind the limit (or split by it). empty: words without any piece. Both come back as O.
     unknown: words, kept or cut, of whose pieces at least half are [UNK]: the vocabulary does not know their script.
     shortened: words that are longer than a window, of which only the first pieces are read.
+    piece_words[p]: the word of piece p, -1 for a special one.
     """
 
     input_ids: list[int]
@@ -47,6 +48,7 @@ class WordPieces(NamedTuple):
     empty: list[int]
     unknown: list[int]
     shortened: list[int]
+    piece_words: list[int]
 
 
 def pieces_of_words(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[list[int]]:
@@ -81,7 +83,7 @@ def encode_words(
     if max_pieces < 3:
         raise ValueError(f"max_pieces must leave room for [CLS], one piece and [SEP], found {max_pieces}")
     pieces = pieces_of_words(tokenizer, tokens)
-    input_ids, word_starts, words, cut, shortened = [tokenizer.cls_token_id], [], [], [], []
+    input_ids, word_starts, words, cut, shortened, of = [tokenizer.cls_token_id], [], [], [], [], [-1]
     for word, ids in enumerate(pieces):
         if not ids:
             continue
@@ -94,9 +96,10 @@ def encode_words(
         words.append(word)
         word_starts.append(len(input_ids))
         input_ids.extend(ids)
+        of.extend([word] * len(ids))
     input_ids.append(tokenizer.sep_token_id)
     empty = [word for word, ids in enumerate(pieces) if not ids]
-    return WordPieces(input_ids, word_starts, words, cut, empty, unknown_words(tokenizer, pieces), shortened)
+    return WordPieces(input_ids, word_starts, words, cut, empty, unknown_words(tokenizer, pieces), shortened, [*of, -1])
 
 
 def encode_phrases(tokenizer: Tokenizer, phrases: Sequence[str], max_pieces: int) -> tuple[list[int], int]:

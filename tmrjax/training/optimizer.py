@@ -1,4 +1,4 @@
-"""AdamW as BERT is fine-tuned, with learning rates by pattern (appendix B)."""
+"""AdamW as BERT is fine-tuned, or SGD as recurrent taggers are trained, with learning rates by pattern (appendix B)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 FROZEN = "frozen"
@@ -15,10 +16,14 @@ FROZEN = "frozen"
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """Weight decay on kernels only; linear warm-up over ``warmup`` of all steps, then linear decay to zero; clipping by
-    the global norm.
+    """Weight decay on kernels only; clipping by the global norm.
 
-    ``rates``: the peak learning rate of each group of parameters.
+    Attributes:
+        steps: of the run. epochs: in them.
+        rates: the peak learning rate of each group of parameters.
+        warmup: share of the steps over which rates rise from 0.
+        kind: "adamw", or "sgd" with ``momentum``.
+        decay: after the warm-up, one of DECAYS.
     """
 
     steps: int
@@ -28,14 +33,34 @@ class OptimizerSettings:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
+    kind: str = "adamw"
+    momentum: float = 0.0
+    decay: str = "linear"
+    epochs: int = 1
 
 
-def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """0 → peak over the first ``warmup`` share of ``steps``, then peak → 0."""
+OPTIMIZERS = ("adamw", "sgd")
+DECAYS = ("linear", "inverse", "constant")
+
+
+def schedule(peak: float, steps: int, warmup: float, decay: str = "linear", epochs: int = 1) -> optax.Schedule:
+    """0 → peak over the first ``warmup`` share of ``steps``; then by ``decay``.
+
+    "linear": peak → 0 over the rest. "constant": peak. "inverse": peak / (1 + 0.05 t) in the epoch t from 0, as
+    recurrent taggers decay (Ma and Hovy 2016).
+    """
     rise = max(1, round(warmup * steps))
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, rise), optax.linear_schedule(peak, 0.0, max(1, steps - rise))], [rise]
-    )
+    if decay == "linear":
+        fall = optax.linear_schedule(peak, 0.0, max(1, steps - rise))
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), fall], [rise])
+    per_epoch = max(1, steps // epochs)
+
+    def rate(step):
+        epoch = step // per_epoch
+        share = jnp.minimum(1.0, (step + 1) / rise) if warmup else 1.0
+        return peak * share / (1 + 0.05 * epoch if decay == "inverse" else 1.0)
+
+    return rate
 
 
 def parameter_groups(params: Any, patterns: Sequence[tuple[str, str]], frozen: Sequence[str] = ()) -> Any:
@@ -88,7 +113,7 @@ def is_kernel(params: Any) -> Any:
 
 
 def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTransformation:
-    """Clipping over all groups together, then AdamW with the group's learning rate; frozen groups hold no state.
+    """Clipping over all groups together, then AdamW or SGD with the group's learning rate; frozen groups hold no state.
 
     Args:
         settings: see the class.
@@ -102,14 +127,18 @@ def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTr
     if missing:
         raise ValueError(f"the groups {missing} have no learning rate; those that have are {sorted(settings.rates)}")
 
-    def adamw(peak):
+    def one(peak):
+        rate = schedule(peak, settings.steps, settings.warmup, settings.decay, settings.epochs)
+        if settings.kind == "sgd":
+            decayed = optax.add_decayed_weights(settings.weight_decay, mask=is_kernel)
+            return optax.chain(decayed, optax.sgd(rate, settings.momentum or None))
         return optax.adamw(
-            schedule(peak, settings.steps, settings.warmup),
+            rate,
             settings.b1,
             settings.b2,
             weight_decay=settings.weight_decay,
             mask=is_kernel,
         )
 
-    transforms = {group: adamw(settings.rates[group]) for group in sorted(used)} | {FROZEN: optax.set_to_zero()}
+    transforms = {group: one(settings.rates[group]) for group in sorted(used)} | {FROZEN: optax.set_to_zero()}
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.multi_transform(transforms, groups))

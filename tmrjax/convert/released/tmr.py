@@ -14,10 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tmrjax.convert.bert import BERT_DROPPED, bert_table
+from tmrjax.convert.released.base import (
+    below,
+    bert_config_from_shapes,
+    crf_entries,
+    resnet_config_from_shapes,
+    rows,
+)
 from tmrjax.convert.resnet import RESNET_DROPPED, resnet_table
 from tmrjax.convert.tables import LINEAR, Entry, fill, shapes_of
-from tmrjax.encoders.picture.resnet import ResNetConfig
-from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.methods.tmr_release import EXTENDED_SIZE
 from tmrjax.models import TMRForNER, TMRForRE
 from tmrjax.records.schema import NUM_REGIONS
@@ -47,65 +52,6 @@ RE_LAYERS = {
 RE_UNUSED = (r"linear\.(weight|bias)", rf"{re.escape(RE_PREFIX)}(linear|linear_weights)\.(weight|bias)")
 
 
-def bert_config_from_shapes(
-    state_dict: Mapping[str, np.ndarray], prefix: str, num_attention_heads: int | None
-) -> BertConfig:
-    """Sizes of a BERT under ``prefix``; heads are not in the shapes: hidden / 64, as in every released BERT."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if prefix + name not in state_dict:
-            raise ValueError(f"released state dict: {prefix}{name} is missing, from which BERT's size is read")
-        return np.shape(state_dict[prefix + name])
-
-    vocabulary, hidden = shape("embeddings.word_embeddings.weight")
-    if num_attention_heads is None and hidden % 64:
-        raise ValueError(f"hidden size {hidden} is no multiple of 64: give num_attention_heads")
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=_count(state_dict, rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
-        num_attention_heads=num_attention_heads or hidden // 64,
-        intermediate_size=shape("encoder.layer.0.intermediate.dense.weight")[0],
-        max_position_embeddings=shape("embeddings.position_embeddings.weight")[0],
-        type_vocab_size=shape("embeddings.token_type_embeddings.weight")[0],
-    )
-
-
-def resnet_config_from_shapes(state_dict: Mapping[str, np.ndarray], prefix: str) -> ResNetConfig | None:
-    """Sizes of a ResNet with timm's names under ``prefix``; None where there is none."""
-    if not any(name.startswith(prefix) for name in state_dict):
-        return None
-    start = re.escape(prefix)
-    bottleneck = f"{prefix}layer1.0.conv3.weight" in state_dict
-    stages = _count(state_dict, rf"{start}layer(\d+)\.", first=1)
-    last = "conv3" if bottleneck else "conv2"
-    try:
-        return ResNetConfig(
-            embedding_size=state_dict[f"{prefix}conv1.weight"].shape[0],
-            hidden_sizes=tuple(state_dict[f"{prefix}layer{i}.0.{last}.weight"].shape[0] for i in range(1, stages + 1)),
-            depths=tuple(_count(state_dict, rf"{start}layer{i}\.(\d+)\.") for i in range(1, stages + 1)),
-            layer_type="bottleneck" if bottleneck else "basic",
-        )
-    except KeyError as missing:
-        raise ValueError(f"released state dict: {missing} is missing, from which the ResNet's size is read") from None
-
-
-def _count(state_dict: Mapping[str, np.ndarray], pattern: str, first: int = 0) -> int:
-    found = {int(match.group(1)) for name in state_dict if (match := re.match(pattern, name))}
-    if found != set(range(first, first + len(found))) or not found:
-        raise ValueError(f"released state dict: numbers {sorted(found)} of {pattern!r} are no row from {first} on")
-    return len(found)
-
-
-def _below(table: list[Entry], theirs: str, ours: str) -> list[Entry]:
-    """The same pairs with ``theirs`` before their names and ``ours`` after the collection of our paths."""
-    result = []
-    for entry in table:
-        collection, path = entry.ours.split("/", 1)
-        result.append(Entry(theirs + entry.theirs, f"{collection}/{ours}/{path}", entry.axes))
-    return result
-
-
 def ner_from_release(
     state_dict: Mapping[str, np.ndarray], *, num_attention_heads: int | None = None
 ) -> tuple[TMRForNER, dict[str, Any]]:
@@ -124,20 +70,18 @@ def ner_from_release(
     """
     bert = bert_config_from_shapes(state_dict, "bert.", num_attention_heads)
     resnet = resnet_config_from_shapes(state_dict, RESNET_PREFIX)
-    length, rest = divmod(_rows(state_dict, "linear_extend_pic.weight"), EXTENDED_SIZE)
+    length, rest = divmod(rows(state_dict, "linear_extend_pic.weight"), EXTENDED_SIZE)
     if rest:
         raise ValueError(
             f"linear_extend_pic.weight has {len(state_dict['linear_extend_pic.weight'])} rows, which is no multiple of "
             f"{EXTENDED_SIZE}"
         )
     model = TMRForNER(
-        bert=bert, num_tags=_rows(state_dict, "fc.weight"), resnet=resnet, variant="release", release_length=length
+        bert=bert, num_tags=rows(state_dict, "fc.weight"), resnet=resnet, variant="release", release_length=length
     )
-    # pytorch-crf's transitions are from → to, like ours.
-    own = [
-        Entry(f"crf.{name}", f"params/crf/{name}") for name in ("transitions", "start_transitions", "end_transitions")
-    ]
-    return model, _fill_release(model, state_dict, NER_LAYERS, own, length=length, what="released NER state dict")
+    return model, _fill_release(
+        model, state_dict, NER_LAYERS, crf_entries("crf", "params/crf"), length=length, what="released NER state dict"
+    )
 
 
 def re_from_release(
@@ -158,15 +102,9 @@ def re_from_release(
     """
     bert = bert_config_from_shapes(state_dict, f"{RE_PREFIX}bert.", num_attention_heads)
     resnet = resnet_config_from_shapes(state_dict, RE_PREFIX + RESNET_PREFIX)
-    model = TMRForRE(bert=bert, num_relations=_rows(state_dict, "fc.weight"), resnet=resnet, variant="release")
+    model = TMRForRE(bert=bert, num_relations=rows(state_dict, "fc.weight"), resnet=resnet, variant="release")
     what = "released RE state dict"
     return model, _fill_release(model, state_dict, RE_LAYERS, [], prefix=RE_PREFIX, dropped=RE_UNUSED, what=what)
-
-
-def _rows(state_dict: Mapping[str, np.ndarray], name: str) -> int:
-    if name not in state_dict:
-        raise ValueError(f"released state dict: {name} is missing, from which the model's size is read")
-    return len(state_dict[name])
 
 
 def _fill_release(
@@ -181,7 +119,7 @@ def _fill_release(
     dropped: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The variables: ``table`` and the linear ``layers``, with BERT and ResNet under ``prefix``."""
-    table = [*table, *_below(bert_table(model.bert), f"{prefix}bert.", "bert")]
+    table = [*table, *below(bert_table(model.bert), f"{prefix}bert.", "bert")]
     for theirs, ours in layers.items():
         table += [
             Entry(f"{theirs}.weight", f"params/{ours}/kernel", LINEAR),
@@ -189,11 +127,11 @@ def _fill_release(
         ]
     dropped = [*dropped, *(rf"{re.escape(prefix)}bert\.{pattern}" for pattern in BERT_DROPPED)]
     if model.resnet is not None:
-        below = prefix + RESNET_PREFIX
-        table += _below(resnet_table(model.resnet, names="torchvision"), below, "picture_encoder/resnet")
-        dropped += [re.escape(below) + pattern for pattern in RESNET_DROPPED]
+        start = prefix + RESNET_PREFIX
+        table += below(resnet_table(model.resnet, names="torchvision"), start, "picture_encoder/resnet")
+        dropped += [re.escape(start) + pattern for pattern in RESNET_DROPPED]
     projection = f"{prefix}linear_pic.weight"
-    _rows(state_dict, projection)
+    rows(state_dict, projection)
     shapes = shapes_of(model, _smallest_batch(model, length, state_dict[projection].shape[1]), train=False)
     return fill(state_dict, table, shapes, dropped=dropped, what=what)
 
