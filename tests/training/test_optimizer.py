@@ -61,7 +61,7 @@ def test_sgd_with_momentum_decays_by_epoch_as_recurrent_taggers_do():
     optimizer = make_optimizer(settings, parameter_groups(params, ((".*", "fusion"),)))
     state, expected, velocity = optimizer.init(params), {"kernel": 2.0, "bias": 2.0}, {"kernel": 0.0, "bias": 0.0}
     for step in range(6):
-        gradients = jax.tree.map(lambda leaf: np.full_like(leaf, 1.0 + step), params)
+        gradients = jax.tree.map(lambda leaf, step=step: np.full_like(leaf, 1.0 + step), params)
         updates, state = optimizer.update(gradients, state, params)
         params = jax.tree.map(np.add, params, updates)
         for name, decay in (("kernel", 0.5), ("bias", 0.0)):
