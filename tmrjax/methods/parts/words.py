@@ -11,10 +11,10 @@ from tmrjax.encoders.dropout import counter_bits, dropped_levels
 from tmrjax.inputs.vocabulary import PADDING, UNKNOWN
 
 
-def by_width(key: Array, shape: tuple[int, int]) -> Array:
+def by_width(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
     """Uniform within √(3 / width), as Ma and Hovy (2016) draw what has no vector: variance 1 / width."""
     limit = (3 / shape[-1]) ** 0.5
-    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+    return jax.random.uniform(key, shape, dtype, minval=-limit, maxval=limit)
 
 
 class WordTable(nn.Module):
