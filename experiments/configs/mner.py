@@ -20,6 +20,7 @@ One override: --config.lr_encoder=1e-5. The text alone: --config.method=bert_crf
 from ml_collections import ConfigDict
 
 from experiments.configs.common import DEMO, base_config, chosen_method
+from experiments.configs.papers import DEMOS, settings_of
 
 NAMES = ("demo", "twitter2015", "twitter2017", "twitter2017_text", "own")
 
@@ -33,8 +34,11 @@ def get_config(name: str = "demo", method: str | None = None) -> ConfigDict:
     config.constrained_decoding = True
     if name == "twitter2017_text":
         config.epochs = 5
+    if name in ("twitter2015", "twitter2017"):
+        config.update_from_flattened_dict(settings_of(method, name))
     if name == "demo":
         config.update(DEMO)
         if "num_heads" in config.model:
             config.model.num_heads = 4
+        config.update_from_flattened_dict(DEMOS.get(method, {}))
     return config.lock()

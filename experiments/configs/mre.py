@@ -20,6 +20,7 @@ One override: --config.lr_encoder=1e-5. Entity markers alone: --config.method=mt
 from ml_collections import ConfigDict
 
 from experiments.configs.common import DEMO, base_config, chosen_method
+from experiments.configs.papers import DEMOS, settings_of
 
 NAMES = ("demo", "mnre", "mnre_text", "mnre_leaky", "own")
 
@@ -37,8 +38,11 @@ def get_config(name: str = "demo", method: str | None = None) -> ConfigDict:
         config.epochs = 3
     if name == "mnre_leaky":
         config.picture_encoder.weights = "random"
+    if name == "mnre":
+        config.update_from_flattened_dict(settings_of(method, name))
     if name == "demo":
         config.update(DEMO)
         config.data.root = "runs/demo/relations-data"
         config.data.max_pieces, config.data.buckets = 64, (24, 32, 64)
+        config.update_from_flattened_dict(DEMOS.get(method, {}))
     return config.lock()

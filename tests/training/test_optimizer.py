@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups
+from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups, schedule
 
 PARAMS = {
     "bert": {"layer_0": {"kernel": np.ones(2, np.float32)}, "layer_1": {"kernel": np.ones(2, np.float32)}},
@@ -50,3 +50,26 @@ def test_each_group_moves_at_its_own_rate():
     for tree, rate in ((updates["bert"]["layer_1"], 1e-3), (updates["crf"], 3e-1), (updates["emission"], 1e-2)):
         for leaf in jax.tree.leaves(tree):
             np.testing.assert_allclose(leaf, -rate, rtol=1e-4)
+
+
+def test_sgd_with_momentum_decays_by_epoch_as_recurrent_taggers_do():
+    """v = 0.9 v + g + decay w; w −= rate v, with rate = peak / (1 + 0.05 t) in epoch t; biases are not decayed."""
+    settings = OptimizerSettings(
+        6, {"fusion": 0.1}, weight_decay=0.5, warmup=0.0, clip=1e9, kind="sgd", momentum=0.9, decay="inverse", epochs=3
+    )
+    params = {"emission": {"kernel": np.full(2, 2.0, np.float32), "bias": np.full(2, 2.0, np.float32)}}
+    optimizer = make_optimizer(settings, parameter_groups(params, ((".*", "fusion"),)))
+    state, expected, velocity = optimizer.init(params), {"kernel": 2.0, "bias": 2.0}, {"kernel": 0.0, "bias": 0.0}
+    for step in range(6):
+        gradients = jax.tree.map(lambda leaf, step=step: np.full_like(leaf, 1.0 + step), params)
+        updates, state = optimizer.update(gradients, state, params)
+        params = jax.tree.map(np.add, params, updates)
+        for name, decay in (("kernel", 0.5), ("bias", 0.0)):
+            velocity[name] = 0.9 * velocity[name] + 1.0 + step + decay * expected[name]
+            expected[name] -= 0.1 / (1 + 0.05 * (step // 2)) * velocity[name]
+            np.testing.assert_allclose(params["emission"][name], expected[name], rtol=1e-5)
+
+
+def test_constant_and_warmed_rates():
+    rates = [float(schedule(2.0, 10, 0.4, "constant")(step)) for step in range(10)]
+    np.testing.assert_allclose(rates, [0.5, 1.0, 1.5, *[2.0] * 7])

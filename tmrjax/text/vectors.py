@@ -92,16 +92,16 @@ def _read(path: Path, wanted: frozenset[str], most_frequent: int) -> WordVectors
                     width = int(fields[1])
                     continue
                 width = width or len(fields) - 1
-            # A word may hold blanks (GloVe 840B): the numbers are the last ones.
-            word = b" ".join(fields[: len(fields) - width]).decode("utf-8", "replace")
-            lines += 1
-            if lines > most_frequent and word not in wanted:
-                continue
             if len(fields) <= width or width < 2:
                 raise DataError(
                     f"{path}:{number}", f"{len(fields) - 1} numbers behind the word",
                     f"{max(width, 2)} as in the first line", "Take the text file as it was published.",
                 )  # fmt: skip
+            # A word may hold blanks (GloVe 840B): the numbers are the last ones.
+            word = b" ".join(fields[: len(fields) - width]).decode("utf-8", "replace")
+            lines += 1
+            if lines > most_frequent and word not in wanted:
+                continue
             try:
                 vector = np.array(fields[len(fields) - width :], dtype=np.float32)
             except ValueError:
