@@ -3,14 +3,18 @@
     python data_prep/make_demo.py --out=DIR --posts=2400 --misalignment=0.6 --seed=0 [--task=re]
 
 Misalignment 0.6 is what the paper (section 1) reports for Twitter. Beside the data set (:mod:`tmrjax.records`) the
-folder gets `text_encoder/` and `picture_encoder/` (configs and a vocabulary for models trained from random weights),
-`posts.jsonl` (a few posts without labels, to predict) and `world.jsonl`: the truth behind every post, for oracles and
-tests; training never reads it. The same options give the same bytes.
+folder gets `text_encoder/`, `picture_encoder/` and `clip_encoder/` (configs and a vocabulary for models trained from
+random weights), `posts.jsonl` (a few posts without labels, to predict) and `world.jsonl`: the truth behind every post,
+for oracles and tests; training never reads it. Some methods ask for more: objects of the posts' pictures and their
+alignment with the words (`sides` of the records, `arrays/`), `word_vectors/vectors.txt`, made from the training text,
+and `text_picture.jsonl`, further posts of which only is known whether the picture fits. The same options give the same
+bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import string
@@ -24,9 +28,11 @@ if __package__ in (None, ""):  # run as a script from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.demo import drawer as demo_drawer
+from data_prep.demo import vectors as demo_vectors
 from data_prep.demo import words as demo_words
 from data_prep.demo import world as demo_world
-from data_prep.demo.world import Post, Shown, World
+from data_prep.demo.detector import DemoDetector, Detected, sides_of
+from data_prep.demo.world import TEXT_PICTURE, Post, Shown, World
 from tmrjax import __version__
 from tmrjax.records import (
     DATASET_FILE,
@@ -42,11 +48,13 @@ from tmrjax.records import (
     read_dataset,
     write_dataset,
 )
-from tmrjax.text.splitting import join_words
+from tmrjax.records.arrays import table_path
+from tmrjax.text.splitting import join_words, split_words
 
 SHARES = {"train": 0.70, "dev": 0.15, "test": 0.15}
 NO_REGIONS_SHARE = 0.08  # of the pictures, those whose objects nobody boxed
 LABELS = {"ner": demo_words.ENTITY_TYPES, "re": (NO_RELATION, *demo_words.RELATION_OF_TYPE.values())}
+TEXT_PICTURE_SHARE = 0.25  # of --posts, how many there are in text_picture.jsonl
 RAW_POSTS = 5  # of test, once more without labels, to predict
 NOTICE = (
     "SYNTHETIC DATA: a generated world with drawn pictures. Figures on it show that the program works, nothing more."
@@ -59,6 +67,11 @@ OWN_FILES = {
         "generated",
         "text_encoder",
         "picture_encoder",
+        "clip_encoder",
+        "arrays",
+        "word_vectors",
+        TEXT_PICTURE,
+        f"{TEXT_PICTURE}.jsonl",
         "features",
     ),  # features: a cache that training may leave
 }
@@ -90,6 +103,35 @@ PICTURE_ENCODER_CONFIG = {
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
     "image_size": demo_drawer.SIZE,
+}
+CLIP_CONFIG = {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "num_channels": 3,
+    "patch_size": 16,
+    "image_size": demo_drawer.SIZE,
+    "hidden_act": "quick_gelu",
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+}
+CLIP_PICTURES = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": demo_drawer.SIZE},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": demo_drawer.SIZE, "width": demo_drawer.SIZE},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
 }
 
 
@@ -137,25 +179,40 @@ def _is_demo(folder: Path) -> bool:
 
 
 def _build(folder: Path, posts: int, misalignment: float, seed: int, task: str) -> None:
-    for name in ("images", "generated", "text_encoder", "picture_encoder"):
+    for name in ("images", "generated", "arrays", "word_vectors", TEXT_PICTURE):
         (folder / name).mkdir()
-    world = World(seed)
+    world, detector = World(seed), DemoDetector(seed)
     counts = {split: round(share * posts) for split, share in SHARES.items()}
     counts["train"] = posts - counts["dev"] - counts["test"]
-    splits, truths = {}, []
+    splits, truths, features, raw, rows = {}, [], [], [], 0
     for number, (split, count) in enumerate(counts.items()):
         records = []
         for index, post in enumerate(world.posts(split, count, task)):
             generator = np.random.default_rng([seed, 3 if task == "ner" else 5, number, index])
             original = demo_world.original_picture(post, misalignment, generator)
-            image, regions = _draw(folder, f"images/{post.id}.jpg", original, generator)
+            image, regions, frame = _draw(folder, f"images/{post.id}.jpg", original, generator)
             drawn = demo_world.generated_picture(post, generator)
-            drawn_image, drawn_regions = _draw(folder, f"generated/{post.id}.jpg", drawn, generator)
-            records.append(_record(post, seed, original, (image, regions), drawn, (drawn_image, drawn_regions)))
+            drawn_file = _draw(folder, f"generated/{post.id}.jpg", drawn, generator)[:2]
+            record = _record(post, seed, original, (image, regions), drawn, drawn_file)
+            found = None
+            if original is not None:  # a stream of its own: what stood there before objects did stays as it was
+                chance = np.random.default_rng([seed, 6 if task == "ner" else 7, number, index])
+                found = detector(original.scene, frame, chance)
+                features.append(found.features)
+                record = dataclasses.replace(record, sides=sides_of(len(post.tokens), found, rows))
+                rows += len(found.labels)
+            records.append(record)
+            if split == "test" and index < RAW_POSTS:
+                raw.append((record, found))
             truths.append(_truth(post, original, drawn))
         splits[split] = records
+    np.save(table_path(folder, "objects"), np.concatenate(features))
     (folder / "world.jsonl").write_bytes(jsonl_bytes(truths))
-    (folder / "posts.jsonl").write_bytes(jsonl_bytes(_raw_posts(splits["test"][:RAW_POSTS])))
+    (folder / "posts.jsonl").write_bytes(jsonl_bytes(_raw_posts(raw)))
+    further = _text_picture(folder, world, round(TEXT_PICTURE_SHARE * posts), misalignment, task)
+    (folder / f"{TEXT_PICTURE}.jsonl").write_bytes(jsonl_bytes(further))
+    text = demo_vectors.glove_text(*demo_vectors.word_vectors([record.tokens for record in splits["train"]]))
+    (folder / "word_vectors" / "vectors.txt").write_text(text, encoding="utf-8")
     _write_encoders(folder, task)
     options = {"posts": posts, "misalignment": misalignment, "seed": seed, "task": task}
     stage = {"tool": "data_prep/make_demo.py", "version": __version__, "options": options, "counts": counts}
@@ -170,12 +227,27 @@ def _build(folder: Path, posts: int, misalignment: float, seed: int, task: str) 
 
 
 def _draw(folder: Path, path: str, picture: Shown | None, generator: np.random.Generator):
-    """The path of the drawn picture and the boxes of its objects; (None, ()) where there is no picture."""
+    """The path of the drawn picture, the boxes of its objects, the frame of its main one; nothing without a picture."""
     if picture is None:
-        return None, ()
+        return None, (), None
     drawing = demo_drawer.draw(picture.scene, generator)
     (folder / path).write_bytes(demo_drawer.encode(drawing.picture))
-    return path, () if generator.random() < NO_REGIONS_SHARE else drawing.regions
+    return path, () if generator.random() < NO_REGIONS_SHARE else drawing.regions, drawing.regions[0]
+
+
+def _text_picture(folder: Path, world: World, count: int, misalignment: float, task: str) -> list[dict]:
+    """Further posts, all with a picture, that say whether it fits: the world's truth (not "weaken")."""
+    posts = []
+    for index, post in enumerate(world.posts(TEXT_PICTURE, count, task)):
+        generator = np.random.default_rng([world.seed, 9 if task == "ner" else 10, index])
+        picture = None
+        while picture is None:
+            picture = demo_world.original_picture(post, misalignment, generator)
+        image, regions, _ = _draw(folder, f"{TEXT_PICTURE}/{post.id}.jpg", picture, generator)
+        adds = picture.relation != "weaken"
+        entry = {"id": post.id, "tokens": post.tokens, "image": image, "regions": regions, "picture_adds": adds}
+        posts.append(entry)
+    return posts
 
 
 def _record(post: Post, seed: int, original: Shown | None, file, drawn: Shown | None, drawn_file) -> Record:
@@ -196,10 +268,10 @@ def _record(post: Post, seed: int, original: Shown | None, file, drawn: Shown | 
     )
 
 
-def _raw_posts(records: list[Record]) -> list[dict]:
+def _raw_posts(records: list[tuple[Record, Detected | None]]) -> list[dict]:
     """Posts as a user would hand them to experiments/predict.py: raw text, no labels; the last one without pictures."""
     posts = []
-    for record in records:
+    for record, found in records:
         text, words = join_words(record.tokens)
         post = {"id": record.id, "text": text}
         if record.relation is not None:
@@ -207,6 +279,7 @@ def _raw_posts(records: list[Record]) -> list[dict]:
             post |= {key: [words[start].start, words[end - 1].end] for key, (start, end) in pair.items()}
         if record.image is not None:
             post |= {"image": record.image, "regions": record.regions, "scores": record.scores}
+            post["sides"] = sides_of(len(split_words(text)), found, None)  # the words that will be read
         if record.generated is not None:
             post |= {"generated_image": record.generated.image, "generated_regions": record.generated.regions}
             post["generated_scores"] = record.generated_scores
@@ -255,11 +328,15 @@ def vocabulary(task: str = "ner") -> list[str]:
 
 def _write_encoders(folder: Path, task: str) -> None:
     pieces = vocabulary(task)
+    for name in ("text_encoder", "picture_encoder", "clip_encoder"):
+        (folder / name).mkdir()
     (folder / "text_encoder" / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     files = {
         "text_encoder/config.json": {**ENCODER_CONFIG, "vocab_size": len(pieces)},
         "text_encoder/tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
         "picture_encoder/config.json": PICTURE_ENCODER_CONFIG,
+        "clip_encoder/config.json": CLIP_CONFIG,
+        "clip_encoder/preprocessor_config.json": CLIP_PICTURES,
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -108,3 +108,12 @@ UNRELATED_LINKS = _lines("""; elsewhere|, nothing new from|; meanwhile|, but no 
 HASHTAGS = words_of("#tbt #monday #love #photooftheday #nowplaying #breaking #fun #mood")
 EMOJI = ("😀", "😂", "❤", "🔥", "👏", "🎉", "👨\u200d👩\u200d👧")
 INVISIBLE = ("\u200b", "\ufe0f", "\u200d")
+
+# What the demo's detector names in the pictures of each scene; none of them tells by its form what it belongs to.
+OBJECT_LABELS = {
+    "PER": words_of("face hair shirt person"),
+    "LOC": words_of("house window hill roof"),
+    "ORG": words_of("sign logo stripe pole"),
+    "MISC": words_of("cup car wheel handle"),
+    "NEUTRAL": words_of("wave line wall shadow"),
+}

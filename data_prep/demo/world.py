@@ -54,6 +54,10 @@ NO_GENERATED_SHARE = 0.03
 SCORE_GAIN = 2.15  # distance of the right logit from the wrong ones, in standard deviations of the noise
 SCORE_SHARPNESS = 2.15  # equal to the gain: the scores are calibrated where the relations are equally frequent
 
+TEXT_PICTURE = "text_picture"  # further posts: of each, whether its picture fits is known, and no other label
+STREAMS = ("train", "dev", "test", TEXT_PICTURE)  # of chance, one each: their order is never changed
+LEARNED = ("train", TEXT_PICTURE)  # they show the same names and context words
+
 LENGTHS = (6, 16)  # tokens
 
 
@@ -102,10 +106,10 @@ class World:
         self.unseen_names = {NAMES[index] for index in order[:UNSEEN_NAMES]}
 
     def posts(self, split: str, count: int, task: str = "ner") -> list[Post]:
-        """`count` posts of a split; every name takes every type equally often, up to the last round of the deck."""
-        stream = ("train", "dev", "test").index(split)
+        """`count` posts of a split or of TEXT_PICTURE; every name takes every type equally often, up to the last round of the deck."""
+        stream = STREAMS.index(split)
         generator = np.random.default_rng([self.seed, 2, stream] if task == "ner" else [self.seed, 4, stream])
-        names = [name for name in NAMES if split != "train" or name not in self.unseen_names]
+        names = [name for name in NAMES if split not in LEARNED or name not in self.unseen_names]
         deck: list[tuple[tuple[str, ...], str]] = []
         posts = []
         for index in range(count):
@@ -167,7 +171,7 @@ class World:
     def _noun(self, split: str, entity_type: str, generator: np.random.Generator) -> tuple[str | None, str, bool]:
         """The context word, how it is written, whether with a slip; a word that betrays nothing in a neutral post."""
         neutral = generator.random() < NEUTRAL_SHARE
-        words = self.seen_words[entity_type] if split == "train" else CONTEXT_WORDS[entity_type]
+        words = self.seen_words[entity_type] if split in LEARNED else CONTEXT_WORDS[entity_type]
         hint = None if neutral else _pick(generator, words)
         noun = _pick(generator, NEUTRAL_WORDS) if hint is None else hint
         misspelt = hint is not None and generator.random() < MISSPELT_SHARE

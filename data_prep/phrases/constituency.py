@@ -23,49 +23,55 @@ _LEFT_OUT = ("DT", "PDT", "PRP", "PRP$", "WDT", "WP", "WP$", "EX", "CC")  # at t
 _NOUN = ("NN", "CD", "JJ", "VBG", "VBN", "FW", "ADD", "$")  # begins of tags, one of which a phrase must have
 
 
-class ConstituencyParser:
-    """A loaded pipeline of stanza.
+def open_pipeline(folder: Path, processors: str, use_gpu: bool | None = None) -> tuple[Any, str]:
+    """Stanza's pipeline for posts in tokens, and stanza's version; nothing is fetched.
 
     folder: the models, as `stanza.download(..., model_dir=folder)` leaves them. Raises :class:`DataError` where stanza
     or the models are missing.
     """
+    fetch = f"stanza.download({LANGUAGE!r}, model_dir='DIR', processors={processors!r})"
+    advice = f'On a machine with a network: python -c "import stanza; {fetch}"; then bring the folder here.'
+    try:
+        import stanza
+    except ImportError:
+        install = "pip install 'tmrjax[phrases]'"
+        raise DataError(folder, "no stanza to read it with", "the extra 'phrases'", install) from None
+    if not (folder / "resources.json").is_file():
+        raise DataError(folder, "no resources.json", "a folder of stanza's models", advice)
+    try:
+        pipeline = stanza.Pipeline(
+            LANGUAGE,
+            dir=str(folder),
+            processors=processors,
+            tokenize_pretokenized=True,
+            download_method=None,
+            use_gpu=use_gpu,
+            verbose=False,
+        )
+    except FileNotFoundError as error:  # of stanza's own kinds
+        raise DataError(folder, f"no whole set of models ({error})", f"those of {processors}", advice) from error
+    return pipeline, stanza.__version__
+
+
+class ConstituencyParser:
+    """A loaded pipeline of stanza; see :func:`open_pipeline` for the folder and what is raised."""
 
     def __init__(self, folder: Path, *, use_gpu: bool | None = None):
-        fetch = f"stanza.download({LANGUAGE!r}, model_dir='DIR', processors={PROCESSORS!r})"
-        advice = f'On a machine with a network: python -c "import stanza; {fetch}"; then bring the folder here.'
-        try:
-            import stanza
-        except ImportError:
-            install = "pip install 'tmrjax[phrases]'"
-            raise DataError(folder, "no stanza to read it with", "the extra 'phrases'", install) from None
-        if not (folder / "resources.json").is_file():
-            raise DataError(folder, "no resources.json", "a folder of stanza's models", advice)
-        try:
-            self.pipeline = stanza.Pipeline(
-                LANGUAGE,
-                dir=str(folder),
-                processors=PROCESSORS,
-                tokenize_pretokenized=True,
-                download_method=None,
-                use_gpu=use_gpu,
-                verbose=False,
-            )
-        except FileNotFoundError as error:  # of stanza's own kinds
-            raise DataError(folder, f"no whole set of models ({error})", f"those of {PROCESSORS}", advice) from error
-        self.version = stanza.__version__
+        self.pipeline, self.version = open_pipeline(folder, PROCESSORS, use_gpu)
 
     def __call__(self, posts: Sequence[Sequence[str]]) -> list[list[Span]]:
         """The noun phrases of posts as half-open token ranges, in order; each sentence of a post is read alone."""
-        sentences = [(number, start, end) for number, tokens in enumerate(posts) for start, end in _sentences(tokens)]
-        document = self.pipeline([list(posts[number][start:end]) for number, start, end in sentences])
+        spans_read = [(number, start, end) for number, tokens in enumerate(posts) for start, end in sentences(tokens)]
+        document = self.pipeline([list(posts[number][start:end]) for number, start, end in spans_read])
         spans: list[list[Span]] = [[] for _ in posts]
-        for (number, start, end), sentence in zip(sentences, document.sentences, strict=True):
+        for (number, start, end), sentence in zip(spans_read, document.sentences, strict=True):
             found = tree_spans(posts[number][start:end], sentence.constituency)
             spans[number].extend((start + first, start + last) for first, last in found)
         return spans
 
 
-def _sentences(tokens: Sequence[str]) -> list[Span]:
+def sentences(tokens: Sequence[str]) -> list[Span]:
+    """The sentences of a post as half-open token ranges: each ends with a token that ends one."""
     ends = [index + 1 for index, token in enumerate(tokens) if SENTENCE_END.fullmatch(token)]
     bounds = [0, *ends, len(tokens)]
     return [(start, end) for start, end in itertools.pairwise(bounds) if start < end]

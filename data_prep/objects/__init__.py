@@ -1,0 +1,1 @@
+"""Objects of pictures: what detectors found, and how words and objects take like places in text and picture."""
