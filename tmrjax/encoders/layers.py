@@ -63,17 +63,20 @@ class TextEmbeddings(nn.Module):
         train: bool,
         word_embeddings: Array | None = None,
         positions: Array | None = None,
+        bare: bool = False,
     ) -> Array:
         """``token_type_ids`` None is type 0 everywhere, ``positions`` [B,T] None is 0, 1, ….
 
-        ``word_embeddings`` [B,T,E] takes the place of the word table's rows.
+        ``word_embeddings`` [B,T,E] takes the place of the word table's rows. ``bare``: where one of the other two is
+        None, nothing of its table is added.
         """
         config = self.config
         word = embed_words(config, input_ids, word_embeddings)
         table = embedding_table("position", config.max_position_embeddings, config.embedding_width)
-        position = table.embedding[: word.shape[1]] if positions is None else table(positions)
-        total = word + position
-        if config.type_vocab_size:
+        total = word
+        if not bare or positions is not None:
+            total = total + (table.embedding[: word.shape[1]] if positions is None else table(positions))
+        if config.type_vocab_size and not (bare and token_type_ids is None):
             token_type = embedding_table("token_type", config.type_vocab_size, config.embedding_width)
             total = total + (token_type.embedding[0] if token_type_ids is None else token_type(token_type_ids))
         normalised = LayerNorm(self.epsilon, self.dtype, name="norm")(total)

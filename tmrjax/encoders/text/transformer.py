@@ -79,6 +79,18 @@ class TextTransformer(nn.Module):
             word_embeddings=word_embeddings,
         )
 
+    def embed_rows(
+        self, rows: Array, *, train: bool, token_type_ids: Array | None = None, positions: Array | None = None
+    ) -> Array:
+        """States before the first layer of what is no text, such as a picture's patches: [B,R,E] → [B,R,D].
+
+        The embeddings' norm and dropout; rows of the tables are added where ``token_type_ids`` or ``positions`` [B,R]
+        are given. Call ``embed`` first. Raises ValueError for an encoder whose embeddings have another form.
+        """
+        if not isinstance(self.embeddings, TextEmbeddings):
+            raise ValueError(f"a {self.config.kind} cannot read pictures as rows of its text: take a BERT")
+        return self.embeddings(None, token_type_ids, train=train, word_embeddings=rows, positions=positions, bare=True)
+
     def layer(
         self, index: int, hidden: Array, attention_mask: Array, *, train: bool, prefix: Prefix | None = None
     ) -> Array:
