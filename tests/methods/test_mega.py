@@ -10,13 +10,13 @@ from tmrjax import crf
 from tmrjax.convert import method_from_release
 from tmrjax.methods import find_method
 
-WIDTH, HEADS, DEPTH, LABELS, OBJECTS, FEATURES = 16, 2, 2, 5, 10, 7
+WIDTH, HEADS, DEPTH, LABELS, OBJECTS, FEATURES = 16, 2, 1, 5, 10, 7
 BOTH = 2 * WIDTH
 
 
 def make_state():
     prefix = "sentence_encoder."
-    shapes = reference.bert_shapes(f"{prefix}bert.") | reference.linear_shapes("fc", LABELS, BOTH)
+    shapes = reference.bert_shapes(f"{prefix}bert.", depth=DEPTH) | reference.linear_shapes("fc", LABELS, BOTH)
     inner = {"hidden": WIDTH, "pic": FEATURES, "final1": 2 * BOTH, "final": 2 * BOTH}
     inner |= dict.fromkeys(("q", "k", "v", "merge"), BOTH)
     for name, width in inner.items():

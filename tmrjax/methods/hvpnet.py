@@ -29,24 +29,19 @@ Reads ``input_ids``, ``attention_mask``, ``word_starts`` or ``head_start``, ``ta
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tmrjax.encoders.dropout import Dropout
-from tmrjax.heads.crf_head import CRFLayer
-from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.marked import Marked
 from tmrjax.inputs.pictures import Pictures
 from tmrjax.inputs.pieces import Pieces
-from tmrjax.methods.base import Batch, Method, at_markers, at_words
+from tmrjax.methods.base import Batch
 from tmrjax.methods.parts.prefixes import VisualPrefix
+from tmrjax.methods.parts.read_out import EntityReadOut, RelationReadOut, TextWithPictures
 
 
-class HVPNeT(Method, kw_only=True):
+class HVPNeT(TextWithPictures, kw_only=True):
     """What both tasks share. ``text`` may be any text encoder, ``picture`` any picture encoder.
 
     Attributes:
@@ -55,8 +50,6 @@ class HVPNeT(Method, kw_only=True):
         prefix_size: units of the hidden layer of (2).
     """
 
-    use_pictures: bool = True
-    literal: bool = False
     prefix_size: int = 800
 
     @property
@@ -84,39 +77,12 @@ class HVPNeT(Method, kw_only=True):
         return encoder(batch["input_ids"], batch["attention_mask"].astype(bool), train=train, prefixes=prefixes)[0]
 
 
-class EntityHVPNeT(HVPNeT, kw_only=True):
-    """Emissions of words, or of word pieces in the released tag set (``literal``)."""
-
-    task: ClassVar[str] = "ner"
-
-    @property
-    def piece_tags(self) -> bool:
-        """The released code tags word pieces."""
-        return self.literal
-
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Emissions [B, W, K] ([B, T, K] with ``literal``); states: "text_states" [B, T, D]."""
-        text = self.read(batch, train=train)
-        words = text if self.literal else at_words(text, batch)
-        words = Dropout(self.dropout)(words, deterministic=not train)
-        emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(words)
-        return Outputs(emissions, CRFLayer(self.num_labels, name="crf")(), states={"text_states": text})
+class EntityHVPNeT(HVPNeT, EntityReadOut, kw_only=True):
+    """(6): emissions of words, or of word pieces in the released tag set (``literal``)."""
 
 
-class RelationHVPNeT(HVPNeT, kw_only=True):
-    """Logits of every relation."""
-
-    task: ClassVar[str] = "re"
-
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Logits [B, R]; states: "text_states" [B, T, D], "representation" [B, 2 D] before dropout."""
-        text = self.read(batch, train=train)
-        representation = at_markers(text, batch)
-        dropped = Dropout(0.0 if self.literal else self.dropout)(representation, deterministic=not train)
-        logits = nn.Dense(self.num_labels, dtype=jnp.float32, name="classifier")(dropped)
-        return Outputs(logits, states={"text_states": text, "representation": representation})
+class RelationHVPNeT(HVPNeT, RelationReadOut, kw_only=True):
+    """(7): logits of every relation."""
 
 
 METHODS = (EntityHVPNeT, RelationHVPNeT)
