@@ -11,7 +11,9 @@ a third entry for nearly every relation and for no ``None``. `dataset.json` has 
 
 What the post's own text tells is no leak: words of the phrases, the number of phrases and scores, which an estimator
 made from text and picture, are held against the bag of the post's words as well as against the majority class. So are
-the places of regions: where a box lies may tell what a picture shows, as words do, but hardly more.
+the places of regions: where a box lies may tell what a picture shows, as words do, but hardly more. The same holds for
+the labels of objects and the alignment of words and objects, not for the number of objects. These have rows where the
+records have objects, and what leaks there asks for `leaky_regions` too.
 
 What is predicted: the relation of a post (RE, none for ``None``) or the set of its entity types (NER), and beside it
 whether there is anything at all, a relation or an entity.
@@ -48,6 +50,8 @@ from tmrjax.records.schema import NUM_REGIONS
 
 GRID = 4  # steps per side into which boxes are rounded
 REGION_KINDS = ("regions", "generated regions")
+NUM_OBJECTS = 10  # of a picture that a model reads
+OBJECTS_ROW = f"number of objects (of the first {NUM_OBJECTS})"
 PHRASES, REGIONS = "leaky_phrases", "leaky_regions"  # the marks of `dataset.json`
 
 PREDICTED = {
@@ -156,6 +160,34 @@ def score_features(train: Sequence[Record]) -> Callable[[Record], Features]:
     return lambda record: tuple((name, quantile(value, edges.get(name, ()))) for name, value in values(record))
 
 
+def _objects(record: Record) -> Sequence[str]:
+    return record.sides.get("objects", {}).get("labels", [])[:NUM_OBJECTS]
+
+
+def number_of_objects(record: Record) -> Features:
+    """How many objects a model sees of the post's own picture."""
+    return (len(_objects(record)),)
+
+
+def labels_of_objects(record: Record) -> Features:
+    """What they are called."""
+    return tuple(_objects(record))
+
+
+def alignment_features(train: Sequence[Record]) -> Callable[[Record], Features]:
+    """Of the weights of words and objects the mean, the largest and the share of zeros, in tenths of train."""
+
+    def values(record: Record) -> list[float]:
+        weights = [weight for row in record.sides.get("alignment", ()) for weight in row[:NUM_OBJECTS]]
+        if not weights:
+            return []
+        return [sum(weights) / len(weights), max(weights), weights.count(0) / len(weights)]
+
+    seen = [found for record in train if (found := values(record))]
+    edges = [quantile_edges([found[part] for found in seen]) for part in range(3)]
+    return lambda record: tuple((part, quantile(value, edges[part])) for part, value in enumerate(values(record)))
+
+
 # ------------------------------------------------------------------ the audit
 
 
@@ -192,6 +224,15 @@ def _probes(train: Sequence[Record]) -> list[_Probe]:
             f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=(number, TEXT), mark=REGIONS
         )
         probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
+    if any("objects" in record.sides for record in train):
+        against = (OBJECTS_ROW, TEXT)
+        probes += [
+            _Probe(OBJECTS_ROW, Lookup, number_of_objects, mark=REGIONS),
+            _Probe("labels of objects", NaiveBayes, labels_of_objects, against=against, mark=REGIONS),
+        ]
+        if any("alignment" in record.sides for record in train):
+            read = alignment_features(train)
+            probes.append(_Probe("alignment of words and objects", NaiveBayes, read, against=against, mark=REGIONS))
     return [
         *probes,
         _Probe("file names of pictures", NaiveBayes, file_name_parts),

@@ -13,6 +13,12 @@ keeps the phrase that it answers and its score. Methods:
   each. The best box of each phrase comes first, then the surest others; one that covers a chosen one is left out.
 * `import`: boxes or crops made elsewhere (:mod:`data_prep.regions.files`), --boxes=[SPLIT=]FILE as often as needed.
 
+What saliency and the detectors find in an original picture are its objects too, up to 36 of them: `sides["objects"]` of
+the record, with the phrase that a box answers as its label (saliency answers none: its boxes have the post's phrases in
+turn, or "object") and the detector's features. They lie in `journals/regions/` as .npz files, and are imported as those
+of any detector are (:mod:`data_prep.import_objects`); a set that has imported others keeps them, and --no-objects
+leaves them out.
+
 The same number of regions is asked for in every post (--maximum), whatever it holds; the manifest says what the number
 that comes out depends on: the picture (saliency), the picture and the phrases (detectors), the file (import). Boxes
 thinner than a pixel are dropped and counted; fewer than three are normal.
@@ -28,6 +34,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import math
 import sys
@@ -42,7 +49,11 @@ if __package__ in (None, ""):  # run as a script from the repository's root
 from PIL import Image
 
 from data_prep.audit_leaks import REGION_KINDS, audit, number_row
+from data_prep.import_objects import TOOL as IMPORTED
+from data_prep.import_objects import import_objects
 from data_prep.importing.hashes import is_leaky_region_file
+from data_prep.objects.detections import MAXIMUM as MOST_OBJECTS
+from data_prep.objects.detections import write_detection
 from data_prep.regions import files as region_files
 from data_prep.regions.detectors import MODEL_TYPES, Detector, Found
 from data_prep.regions.saliency import salient_boxes
@@ -79,6 +90,7 @@ class Options:
     boxes: tuple[str, ...] = ()  # [SPLIT=]FILE
     units: str = "fractions"
     crops: Path | None = None
+    objects: bool = True  # what is found are the picture's objects too
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -201,6 +213,8 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
     """The stage of "original" or "generated" pictures; `finder` as :func:`load_finder` gives it."""
     find, about = finder
     reads_phrases, imported = options.method in MODEL_TYPES, options.method == "import"
+    keeps_objects = options.objects and pictures == "original" and not imported
+    made_with = {"method": options.method, "maximum": options.maximum, **about["options"]}
 
     def picture_of(record: Record) -> str | None:
         if pictures == "original":
@@ -221,6 +235,9 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         # Imported boxes were chosen elsewhere: only equal ones are left out, which `find` has done.
         covers = 1.0 if imported else COVERS
         chosen = choose_regions(found, picture.size, options.maximum, counts, covers)
+        if keeps_objects:
+            path = detections_folder(root, made_with, about.get("model")) / f"{record.image}.npz"
+            write_detection(path, record.image, _objects(record, found, picture.size))
         counts["regions"] += len(chosen)
         counts["pictures without a region"] += not chosen
         known = any(item.phrase is not None or item.score is not None for item in chosen)
@@ -245,7 +262,7 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         work=lambda batch: [work_one(record) for record in batch],
         apply=apply,
         inputs=inputs,
-        options={"method": options.method, "maximum": options.maximum, **about["options"]},
+        options=made_with,
         concerns=lambda record: picture_of(record) is not None,
         model=about.get("model"),
         info=(lambda info, splits: _mark_leaks(root, info, splits, pictures, about)) if imported else _as_it_is,
@@ -253,6 +270,44 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         sources=about.get("sources", {}),
         notes={"asked for in every post": options.maximum, "number depends on": NUMBER_DEPENDS_ON[options.method]},
     )
+
+
+def detections_folder(root: Path, options: Mapping[str, Any], model: str | None) -> Path:
+    """Where what was found in original pictures lies, by the options and the model it was found with."""
+    digest = sha256(json.dumps([options, model], sort_keys=True).encode())[:8]
+    return root / stages.JOURNALS / PICTURES["original"] / f"detections-{digest}"
+
+
+def _objects(record: Record, found: Sequence[Found], size: tuple[int, int]) -> dict[str, Any]:
+    """The surest boxes of a picture that cover no other, as a detector's output."""
+    surest = sorted(found, key=lambda item: -(item.score or 0))
+    chosen = choose_regions(surest, size, MOST_OBJECTS, Counter())
+    names = [*record.phrases, *["object"] * len(chosen)]
+    return {
+        "labels": [item.phrase or name for item, name in zip(chosen, names, strict=False)],
+        "scores": [item.score or 0.0 for item in chosen],
+        "boxes": [item.box for item in chosen],
+        "features": [item.feature for item in chosen] if chosen and chosen[0].feature is not None else None,
+    }
+
+
+def _import_objects(root: Path, dataset: Dataset, stage: Stage, selection: Selection | None, detector: bool) -> Dataset:
+    """Gives the records what was found in their pictures, once all of them have been looked at."""
+    before = dataset.info.stages.get("objects")
+    if before is not None and before["tool"] == IMPORTED:
+        logger.warning("the set has objects of %s: they stay", ", ".join(before["options"]["files"]))
+        return dataset
+    folder = detections_folder(root, stage.options, stage.model)
+    if dataset.info.stages.get(stage.name, {}).get("options") != json.loads(json.dumps(stage.options)):
+        return dataset  # other shards are not ready
+    if not any(folder.rglob("*.npz")):
+        logger.warning("no objects: the pictures were looked at by an older version; --restart looks again")
+        return dataset
+    labels = "the phrases that the boxes answer" if detector else "phrases of the post in turn: the boxes answer none"
+    return import_objects(
+        root, Selection(progress=selection is None or selection.progress), objects=[folder], features=detector,
+        tool=stage.tool, notes={"labels": labels}, renew=True,
+    )  # fmt: skip
 
 
 def _as_it_is(info: DatasetInfo, splits: Mapping[str, Sequence[Record]]) -> DatasetInfo:
@@ -292,8 +347,12 @@ def ground_regions(
     chosen = Options(**options)
     finder = load_finder(chosen)
     dataset = None
+    root = Path(root)
     for kind in pictures:
-        dataset = stages.run_stage(root, region_stage(Path(root), kind, chosen, finder), selection)
+        stage = region_stage(root, kind, chosen, finder)
+        dataset = stages.run_stage(root, stage, selection)
+        if kind == "original" and chosen.objects and chosen.method != "import":
+            dataset = _import_objects(root, dataset, stage, selection, chosen.method in MODEL_TYPES)
     foreign = sorted(
         finder[1].get("entries", {}).keys() - {one.id for split in dataset.splits.values() for one in split}
     )
@@ -317,6 +376,7 @@ def main() -> None:
     )
     parser.add_argument("--units", default="fractions", help="of --boxes: fractions, pixels, or a square's side (768)")
     parser.add_argument("--crops", type=Path, help="folder of the crops that --boxes names")
+    parser.add_argument("--no-objects", dest="objects", action="store_false", help="write regions only")
     flags = parser.parse_args()
     kinds = tuple(PICTURES) if flags.pictures == "both" else (flags.pictures,)
 

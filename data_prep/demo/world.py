@@ -106,7 +106,7 @@ class World:
         self.unseen_names = {NAMES[index] for index in order[:UNSEEN_NAMES]}
 
     def posts(self, split: str, count: int, task: str = "ner") -> list[Post]:
-        """`count` posts of a split or of TEXT_PICTURE; every name takes every type equally often, up to the last round of the deck."""
+        """`count` posts of one of STREAMS; every name takes every type equally often, up to the deck's last round."""
         stream = STREAMS.index(split)
         generator = np.random.default_rng([self.seed, 2, stream] if task == "ner" else [self.seed, 4, stream])
         names = [name for name in NAMES if split not in LEARNED or name not in self.unseen_names]

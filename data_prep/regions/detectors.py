@@ -8,7 +8,7 @@ Every box comes with the phrase that it answers best and how surely.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ THRESHOLDS = {"owlvit": 0.1, "groundingdino": 0.25}  # the defaults of their pos
 
 @dataclass(frozen=True)
 class Found:
-    """A box as fractions of width and height (it may reach over the edge), its phrase and its score in [0, 1]."""
+    """A box as fractions of width and height (it may reach over the edge), its phrase and its score in [0, 1].
+
+    feature: [F] numbers that a detector has of the box; equal boxes need not have equal ones.
+    """
 
     box: Box
     phrase: str | None = None
     score: float | None = None
+    feature: Any = field(default=None, compare=False, repr=False)
 
 
 class Detector:
@@ -77,9 +81,11 @@ class Detector:
         by_phrase = torch.stack([scores[:, list(column)].amax(1) for column in columns], 1)
         best, index = by_phrase.max(1)
         boxes = outputs.pred_boxes[0].float().cpu()  # centre x, centre y, width, height
+        # What the model compares with the phrases: of OWL-ViT in CLIP's space, of Grounding DINO the decoder's states.
+        features = (outputs.class_embeds if self.method == "owlvit" else outputs.last_hidden_state)[0].float().cpu()
         corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
         found = [
-            Found(tuple(corners[row].tolist()), phrases[int(index[row])], float(best[row]))
+            Found(tuple(corners[row].tolist()), phrases[int(index[row])], float(best[row]), features[row].numpy())
             for row in range(len(best))
             if best[row] > self.threshold
         ]
