@@ -124,7 +124,7 @@ def test_the_released_attention_is_blind_and_ours_is_not(form, outputs):
 @pytest.mark.parametrize("form", ["bilstm"], indirect=True)
 @pytest.mark.parametrize("literal", [False, True])
 def test_words_and_characters_are_read_as_the_equations_say(form, outputs, literal):
-    method, variables, batch = form
+    _, variables, batch = form
     params = double(variables["params"])
     table, characters = params["word_embeddings"]["embedding"], params["characters_cnn"]
     lstm = torch_lstm(params["lstm"], 7 + 50, D // 2)
