@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tmrjax.convert.released.base import Released, count, linear_entries, rows
+from tmrjax.convert.released.base import Released, count, linear_entries, lstm_entries, rows
 from tmrjax.convert.tables import Entry
 from tmrjax.methods.ocsga import OCSGA
 
@@ -18,12 +18,6 @@ _OBJECTS = (
     {"mhatt1": "self_attention", "mhatt2": "guided_attention"},
     {"norm1": "self_norm", "norm2": "guided_norm", "norm3": "output_norm"},
 )
-_LSTM_WEIGHTS = {
-    "weight_ih": ("input_kernel", (1, 0)),
-    "weight_hh": ("recurrent_kernel", (1, 0)),
-    "bias_ih": ("input_bias", None),
-    "bias_hh": ("recurrent_bias", None),
-}
 
 
 def read(
@@ -95,13 +89,3 @@ def _layer(theirs: str, ours: str, attentions: Mapping[str, str], norms: Mapping
         table.append(Entry(f"{theirs}.{name}.a_2", f"params/{ours}/{own}/scale"))
         table.append(Entry(f"{theirs}.{name}.b_2", f"params/{ours}/{own}/bias"))
     return table
-
-
-def lstm_entries(theirs: str, ours: str, num_layers: int = 1) -> list[Entry]:
-    """A bidirectional LSTM of PyTorch."""
-    return [
-        Entry(f"{theirs}.{name}_l{layer}{suffix}", f"{ours}/layer_{layer}/{direction}/{own}", axes)
-        for layer in range(num_layers)
-        for direction, suffix in (("forward", ""), ("backward", "_reverse"))
-        for name, (own, axes) in _LSTM_WEIGHTS.items()
-    ]
