@@ -236,8 +236,10 @@ def region_stage(root: Path, pictures: str, options: Options, finder: tuple[Find
         covers = 1.0 if imported else COVERS
         chosen = choose_regions(found, picture.size, options.maximum, counts, covers)
         if keeps_objects:
-            path = detections_folder(root, made_with, about.get("model")) / f"{record.image}.npz"
-            write_detection(path, record.image, _objects(record, found, picture.size))
+            # By record: several posts may have the same picture, and other phrases.
+            name = f"{sha256(record.id.encode())[:20]}.npz"
+            path = detections_folder(root, made_with, about.get("model")) / name
+            write_detection(path, record.id, _objects(record, found, picture.size))
         counts["regions"] += len(chosen)
         counts["pictures without a region"] += not chosen
         known = any(item.phrase is not None or item.score is not None for item in chosen)
@@ -306,7 +308,7 @@ def _import_objects(root: Path, dataset: Dataset, stage: Stage, selection: Selec
     labels = "the phrases that the boxes answer" if detector else "phrases of the post in turn: the boxes answer none"
     return import_objects(
         root, Selection(progress=selection is None or selection.progress), objects=[folder], features=detector,
-        tool=stage.tool, notes={"labels": labels}, renew=True,
+        tool=stage.tool, notes={"labels": labels}, renew=True, by_id=True,
     )  # fmt: skip
 
 

@@ -50,8 +50,9 @@ TOOL = "data_prep/import_objects.py"
 
 
 def object_stage(
-    root: Path, detections: Detections, units: str, tool: str = TOOL, notes: Mapping[str, Any] = {}
-) -> Stage:
+    root: Path, detections: Detections, units: str, tool: str = TOOL, notes: Mapping[str, Any] = {}, *,
+    by_id: bool = False,
+) -> Stage:  # fmt: skip
     """The stage; `detections` were read already. tool, notes: for the manifest."""
     if units not in UNITS:
         raise ValueError(f"units is {units!r}; expected one of {UNITS}")
@@ -61,7 +62,7 @@ def object_stage(
         return {"image": record.image, "picture": file_digest(root / record.image)}
 
     def work_one(record: Record) -> Outcome | DataError:
-        detection = detections.of(record.image)
+        detection = _detection_of(record, detections, by_id)
         if detection is None:
             return Outcome(None, {"pictures that no file names": 1})
         try:
@@ -78,7 +79,7 @@ def object_stage(
         return Outcome(value, {"objects": len(boxes), "pictures without an object": int(not boxes)})
 
     def finish(info: DatasetInfo, splits: Mapping[str, Sequence[Record]]) -> DatasetInfo:
-        _check_rows(root, detections, splits)
+        _check_rows(root, detections, splits, by_id)
         return _mark_leaks(root, info, splits)
 
     choice = detections.choice
@@ -121,12 +122,18 @@ def _fractions(box: Sequence[float], size: tuple[int, int], detection: Detection
     return cut
 
 
-def _check_rows(root: Path, detections: Detections, splits: Mapping[str, Sequence[Record]]) -> None:
+def _detection_of(record: Record, detections: Detections, by_id: bool) -> Detection | None:
+    if record.image is None:
+        return None
+    return detections.of(record.id if by_id else record.image)
+
+
+def _check_rows(root: Path, detections: Detections, splits: Mapping[str, Sequence[Record]], by_id: bool) -> None:
     """No record may name rows of a table that is about to be replaced."""
     for records in splits.values() if detections.choice.features else ():
         for record in records:
             rows = record.sides.get(SIDE, {}).get("rows")
-            detection = None if record.image is None else detections.of(record.image)
+            detection = _detection_of(record, detections, by_id)
             if rows is not None and (detection is None or detection.rows is None or list(rows) != [*detection.rows]):
                 found = f"the rows {list(rows)} of record {record.id}, which are those of an older import"
                 advice = "Run without --split, --limit and --on-error=skip: the table of features is written anew."
@@ -145,11 +152,12 @@ def _mark_leaks(root: Path, info: DatasetInfo, splits: Mapping[str, Sequence[Rec
 def import_objects(
     root: Path, selection: Selection | None = None, *, objects: Sequence[Path], units: str = "fractions",
     maximum: int = MAXIMUM, min_score: float = 0.0, features: bool = False, tool: str = TOOL,
-    notes: Mapping[str, Any] = {}, renew: bool = False,
+    notes: Mapping[str, Any] = {}, renew: bool = False, by_id: bool = False,
 ) -> Dataset:  # fmt: skip
     """Imports objects into a data set; see the command. Raises :class:`DataError`.
 
-    renew: begins anew, without a question, where the last import was of other files or options.
+    renew: begins anew, without a question, where the last import was of other files or options. by_id: the files name
+    records instead of pictures, where what is found depends on the post too.
     """
     root, choice = Path(root), Choice(maximum, min_score, features)
     table = table_path(root, SIDE)
@@ -158,14 +166,14 @@ def import_objects(
     with tempfile.TemporaryDirectory(dir=root, prefix=".objects.") as folder:  # on the disk of the set
         new = Path(folder) / table.name if features else None
         detections = Detections([Path(path) for path in objects], choice, new)
-        stage = object_stage(root, detections, units, tool, notes)
+        stage = object_stage(root, detections, units, tool, notes, by_id=by_id)
         if renew and read_info(root).stages.get(NAME, {}).get("options") != stage.options:
             selection = dataclasses.replace(selection or Selection(), restart=True)
         dataset = stages.run_stage(root, stage, selection)
         if new is not None and dataset.info.stages.get(NAME, {}).get("options") == stage.options:
             os.replace(new, table)
-    named = {record.image for split in dataset.splits.values() for record in split if record.image is not None}
-    used = {detection.image for image in named if (detection := detections.of(image)) is not None}
+    records = [record for split in dataset.splits.values() for record in split]
+    used = {found.image for record in records if (found := _detection_of(record, detections, by_id)) is not None}
     if len(used) < len(detections):
         foreign = sorted(detection.image for detection in detections if detection.image not in used)
         logger.warning("%d pictures are of no record, as %s", len(foreign), ", ".join(foreign[:3]))

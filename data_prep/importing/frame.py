@@ -147,23 +147,7 @@ class Import:
 
     def place(self, picture: Path | None, folder: str, where: str) -> str | None:
         """Checks that the picture can be read and puts it into the data set; an older copy that is equal stays."""
-        if picture is None:
-            return None
-        try:
-            load_picture(picture)
-        except DataError as error:
-            raise DataError(where, str(error), "a picture that can be read", "Replace or remove it.") from error
-        target = self.options.out / folder / picture.name
-        if not (target.exists() and filecmp.cmp(picture, target, shallow=False)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}")
-            temporary.unlink(missing_ok=True)
-            if self.options.link:
-                os.link(picture.resolve(), temporary)
-            else:
-                shutil.copyfile(picture, temporary)
-            os.replace(temporary, target)
-        return f"{folder}/{picture.name}"
+        return None if picture is None else place_picture(picture, self.options.out, folder, where, self.options.link)
 
     def finish(self, tool: str, info: DatasetInfo, splits: Mapping[str, Sequence[Record]], **stage: Any) -> Dataset:
         """Writes the set with what was met on the way in its stage, and reads it back."""
@@ -189,6 +173,28 @@ class Import:
             write_atomic(out / SKIPPED_FILE, jsonl_bytes(dataclasses.asdict(item) for item in self.skipped))
         write_dataset(out, info, splits)
         return dataclasses.replace(read_dataset(out), skipped=tuple(self.skipped))
+
+
+def place_picture(picture: Path, out: Path, folder: str, where: str, link: bool) -> str:
+    """Checks that a picture can be read and puts it into `out`/`folder`, as a copy or a hard link; its path in `out`.
+
+    An older copy that is equal stays. Raises :class:`DataError`, which begins with `where`.
+    """
+    try:
+        load_picture(picture)
+    except DataError as error:
+        raise DataError(where, str(error), "a picture that can be read", "Replace or remove it.") from error
+    target = out / folder / picture.name
+    if not (target.exists() and filecmp.cmp(picture, target, shallow=False)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}")
+        temporary.unlink(missing_ok=True)
+        if link:
+            os.link(picture.resolve(), temporary)
+        else:
+            shutil.copyfile(picture, temporary)
+        os.replace(temporary, target)
+    return f"{folder}/{picture.name}"
 
 
 def find_pictures(folder: Path | None, option: str, below: Sequence[str] = ()) -> dict[str, Path]:

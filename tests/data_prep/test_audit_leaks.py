@@ -48,7 +48,21 @@ def boxes(count, generator):
     return tuple((x, y, x + 0.5, y + 0.5) for x, y in corners.tolist())
 
 
+def objects(labels):
+    return {"objects": {"labels": labels, "scores": [1.0] * len(labels), "boxes": [[0, 0, 1, 1]] * len(labels)}}
+
+
+def aligned(label, generator):
+    weights = generator.uniform(RELATIONS.index(label) / 3, RELATIONS.index(label) / 3 + 0.3, (5, 2))
+    return objects(["dog", "cat"]) | {"alignment": weights.tolist()}
+
+
 LEAKS = {
+    "number of objects (of the first 10)": with_(
+        sides=lambda label, g: objects(["dog"] * (1 + RELATIONS.index(label)))
+    ),
+    "labels of objects": with_(sides=lambda label, g: objects([f"thing{RELATIONS.index(label)}", "dog"])),
+    "alignment of words and objects": with_(sides=aligned),
     "phrase words that the post lacks": with_(phrases=lambda label, g: ("one", f"{label}-word")),
     "last phrase words that the post lacks": with_(phrases=lambda label, g: ("one " + label,)),
     "scores, in tenths": with_(
@@ -194,3 +208,17 @@ def test_places_that_tell_what_the_words_say_are_no_leak():
 
     rows = {row.reads: row for row in audit(dataset(seen))}
     assert rows["places of generated regions"].f1 > 0.9 and not any(row.leak for row in rows.values())
+
+
+def test_objects_that_the_text_names_are_no_leak_and_sets_without_have_no_rows():
+    def seen(record, label, generator):
+        return Record(**{**record.__dict__, "tokens": (label, *record.tokens[1:]), "sides": objects([f"a {label}"])})
+
+    rows = {row.reads: row for row in audit(dataset(seen))}
+    assert rows["labels of objects"].f1 > 0.9 and not any(row.leak for row in rows.values())
+    assert not any("objects" in row.reads for row in audit(dataset(plain)))
+
+
+def test_objects_beyond_what_a_model_reads_tell_nothing():
+    deep = dataset(with_(sides=lambda label, g: objects(["dog"] * (10 + RELATIONS.index(label)))))
+    assert not any(row.leak for row in audit(deep))

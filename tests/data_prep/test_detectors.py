@@ -108,6 +108,9 @@ def test_owlvit_against_its_processor(detectors, picture, folders):
     assert [item.score for item in found] == pytest.approx(theirs["scores"][order].tolist(), abs=1e-6)
     assert [item.phrase for item in found] == [theirs["text_labels"][index] for index in order]
     assert np.allclose(in_pixels(found, picture), theirs["boxes"][order].numpy(), atol=1e-3)
+    with_logits = outputs.logits[0].sigmoid().amax(1).argsort(descending=True)
+    features = outputs.class_embeds[0][with_logits].numpy()
+    assert np.allclose([item.feature for item in found], features, atol=1e-5) and features.shape[1] == 16
 
 
 def test_groundingdino_against_its_processor(detectors, picture, folders):
@@ -173,6 +176,13 @@ def test_the_stage(folders, picture, tmp_path):
     assert manifest["counts"]["pictures without a phrase to look for"] == 1
     assert manifest["model"].startswith("owlvit ") and manifest["options"]["threshold"] == 0.0
     assert set(manifest["versions"]) == {"transformers", "torch"}
+    objects = first.sides["objects"]
+    assert second.sides["objects"]["labels"] == [] and 3 <= len(objects["labels"]) <= 16
+    by_score = {round(item.score, 6): item for item in found}
+    for label, score, feature in zip(objects["labels"], objects["scores"], objects["rows"].load(), strict=True):
+        item = by_score[min(by_score, key=lambda other: abs(other - score))]
+        assert item.phrase == label and np.array_equal(item.feature, feature)
+    assert objects["scores"] == sorted(objects["scores"], reverse=True)
 
 
 def test_folders_that_are_no_model(folders, tmp_path, monkeypatch):

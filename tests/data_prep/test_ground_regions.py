@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.ground_regions import METHODS, NUMBER_DEPENDS_ON, choose_regions, ground_regions, overlap
+from data_prep.import_objects import import_objects
 from data_prep.regions.detectors import Found
 from data_prep.regions.files import locate, read_regions
 from data_prep.regions.saliency import salient_boxes
@@ -90,6 +91,38 @@ def test_a_damaged_picture_is_an_error_with_its_name(root):
     dataset = ground_regions(root, Selection(on_error="skip", progress=False))
     assert "2.png: found a damaged" in (root / dataset.info.stages["regions"]["failed"]).read_text()
     assert dataset.splits["train"][0].grounding and not dataset.splits["train"][1].regions
+
+
+# ------------------------------------------------------------------ objects
+
+
+def test_what_stands_out_is_an_object_too(root):
+    dataset = ground_regions(root, QUIET)
+    first, second, third = dataset.splits["train"]
+    for record, phrases in ((first, ["a"]), (second, [])):
+        objects = record.sides["objects"]
+        assert [tuple(box) for box in objects["boxes"]] == list(record.regions) and objects["rows"] is None
+        assert objects["labels"] == [*phrases, *["object"] * 3][: len(record.regions)]
+        assert objects["scores"] == pytest.approx([item.score for item in record.grounding], abs=2e-6)
+    assert not third.sides
+    manifest = dataset.info.stages["objects"]
+    assert manifest["tool"] == "data_prep/ground_regions.py" and "in turn" in manifest["notes"]["labels"]
+    before = (root / "dataset.json").read_bytes()
+    ground_regions(root, QUIET)
+    assert (root / "dataset.json").read_bytes() == before
+
+
+def test_objects_of_another_detector_stay(root, tmp_path, caplog):
+    entry = {"image": "1.png", "objects": [{"label": "dog", "score": 1, "box": [0, 0, 1, 1]}]}
+    import_objects(root, QUIET, objects=[jsonl(tmp_path, entry, name="objects.jsonl")])
+    first = ground_regions(root, QUIET).splits["train"][0]
+    assert first.sides["objects"]["labels"] == ["dog"] and first.grounding
+    assert "the set has objects of objects.jsonl: they stay" in caplog.text
+
+
+def test_no_objects_where_none_are_wanted(root):
+    dataset = ground_regions(root, QUIET, objects=False)
+    assert "objects" not in dataset.info.stages and not any(record.sides for record in dataset.splits["train"])
 
 
 # ------------------------------------------------------------------ boxes from elsewhere

@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast, CLIPImageProcessor
 
 from data_prep.audit_leaks import audit
 from data_prep.demo import drawer as demo_drawer
 from data_prep.demo import words as demo_words
 from data_prep.demo import world as demo_world
+from data_prep.demo.detector import DemoDetector
+from data_prep.demo.vectors import word_vectors
 from data_prep.demo.world import RELATIONS, World
 from data_prep.make_demo import make_demo
+from data_prep.objects.graphs import box_edges, chain_edges
+from data_prep.objects.structure import align
+from tmrjax.encoders.picture.clip import CLIPVisionConfig
 from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.files import DataError
 from tmrjax.pictures.decode import load_picture
+from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import read_dataset
+from tmrjax.text.splitting import split_words
+from tmrjax.text.vectors import read_word_vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 POSTS = 160
@@ -86,10 +94,95 @@ def test_the_relation_world_marks_its_pairs_and_tells_nothing_aside(tmp_path):
         assert post["text"][slice(*post["tail"])] == " ".join(record.tokens[slice(*record.tail)])
 
 
+def test_every_picture_has_objects_of_what_it_shows(demo):
+    truths = {post["id"]: post for post in map(json.loads, (demo.root / "world.jsonl").open(encoding="utf-8"))}
+    table, right, start = np.load(demo.root / "arrays/object_features.npy"), [], 0
+    by_label = collections.defaultdict(list)
+    for record in (record for records in demo.splits.values() for record in records):
+        if record.image is None:
+            assert not record.sides
+            continue
+        found = record.sides["objects"]
+        labels, number = found["labels"], len(found["labels"])
+        assert found["rows"] == [start, start + number] and len(found["boxes"]) == len(found["scores"]) == number
+        assert found["scores"] == sorted(found["scores"], reverse=True)
+        assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in found["boxes"])
+        right += [label in demo_words.OBJECT_LABELS[truths[record.id]["scene"]] for label in labels]
+        for label, feature in zip(labels, found["rows"].load(), strict=True):
+            by_label[label].append(feature)
+        start += number
+        if number:
+            boxes = [tuple(box) for box in found["boxes"]]
+            weights = align(len(record.tokens), chain_edges(len(record.tokens)), number, box_edges(boxes))
+            np.testing.assert_allclose(record.sides["alignment"], weights, atol=1e-4)
+    assert table.shape == (start, 32) and table.dtype == np.float32
+    assert np.mean(right) == pytest.approx(0.85, abs=0.05)
+    spread = np.mean([np.std(rows, axis=0).mean() for rows in by_label.values() if len(rows) > 9])
+    assert spread == pytest.approx(1, abs=0.15) and np.std(table) > 1.2  # noise within a label, more between labels
+
+
+def test_the_number_and_the_boxes_of_objects_depend_on_chance_alone():
+    frame, detector = (0.1, 0.1, 0.9, 0.95), DemoDetector(0)
+    for seed in range(20):
+        found = [detector(scene, frame, np.random.default_rng([7, seed])) for scene in demo_words.OBJECT_LABELS]
+        assert len({len(one.labels) for one in found}) == 1
+
+
+def test_posts_with_a_text_picture_label_show_what_training_shows(demo):
+    posts = [json.loads(line) for line in (demo.root / "text_picture.jsonl").open(encoding="utf-8")]
+    assert len(posts) == POSTS // 4 and {post["picture_adds"] for post in posts} == {True, False}
+    for post in posts:
+        assert post.keys() == {"id", "tokens", "image", "regions", "picture_adds"}
+        assert load_picture(demo.root / post["image"]).size == (64, 64)
+    world = World(0)
+    further = world.posts(demo_world.TEXT_PICTURE, 2000)
+    assert all(post.name_seen and (post.hint is None or post.hint_seen) for post in further if post.type)
+
+
+def test_word_vectors_are_of_the_training_text(demo):
+    path = demo.root / "word_vectors/vectors.txt"
+    lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert {len(line) for line in lines} == {51}
+    counts = collections.Counter(token.lower() for record in demo.splits["train"] for token in record.tokens)
+    assert {line[0] for line in lines} == {word for word, count in counts.items() if count >= 2}
+    assert read_word_vectors(path, ["the"]).width == 50
+
+
+def test_word_vectors_factor_the_mutual_information():
+    """With as many axes as words, products give back the positive part; counted word by word here."""
+    posts = [tuple("abcab"), tuple("bcda"), tuple("ddca")]
+    words, vectors = word_vectors(posts)
+    together = collections.Counter(
+        (post[i], post[j]) for post in posts for i in range(len(post)) for j in range(len(post)) if 0 < abs(i - j) <= 5
+    )
+    total = sum(together.values())
+    single = {word: sum(count for (first, _), count in together.items() if first == word) for word in words}
+    wanted = np.array([
+        [max(0.0, np.log(together[a, b] * total / (single[a] * single[b]))) if together[a, b] else 0.0 for b in words]
+        for a in words
+    ])  # fmt: skip
+    values, axes = np.linalg.eigh(wanted)
+    np.testing.assert_allclose(vectors @ vectors.T, axes @ np.diag(np.maximum(values, 0)) @ axes.T, atol=1e-9)
+
+
+def test_the_clip_encoder_is_one(demo):
+    folder = demo.root / "clip_encoder"
+    config = CLIPVisionConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    assert config.hidden_size == 64 and config.image_size == 64
+    settings = PictureSettings.from_processor(json.loads((folder / "preprocessor_config.json").read_text()))
+    assert settings.size == 64
+    assert CLIPImageProcessor.from_pretrained(folder).crop_size == {"height": 64, "width": 64}
+
+
 def test_raw_posts_for_predict(demo):
     posts = [json.loads(line) for line in (demo.root / "posts.jsonl").read_text().splitlines()]
     assert len(posts) == 5 and set(posts[-1]) == {"id", "text"} and "tags" not in posts[0]
     first = demo.splits["test"][0]
+    sides = posts[0]["sides"]
+    assert np.shape(sides["objects"]["features"]) == (len(sides["objects"]["labels"]), 32)
+    for post in posts[:-1]:
+        words = split_words(post["text"])
+        assert len(post.get("sides", {}).get("alignment", words)) == len(words)
     assert posts[0]["text"] == " ".join(first.tokens) and posts[0]["generated_image"] == first.generated.image
 
 
