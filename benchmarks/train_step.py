@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -186,10 +187,10 @@ PROGRAMS = {
 }
 
 
-def work(name: str) -> None:
+def work(build: Callable[[], tuple[Callable, dict]]) -> None:
     """A child: build, then a step for every line of input, seconds out; at the end parts and peak memory."""
     start = time.perf_counter()
-    step, parts = PROGRAMS[name]()
+    step, parts = build()
     step()
     print(json.dumps({"ready": time.perf_counter() - start}), flush=True)
     for line in sys.stdin:
@@ -209,17 +210,9 @@ def work(name: str) -> None:
     print(json.dumps({"peak_gib": peak, "parts": seconds}), flush=True)
 
 
-def main() -> None:
-    """Start the children, let them step in turns, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
-    parser.add_argument("--worker", choices=list(PROGRAMS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(options.worker)
-        return
-    children, seconds = {}, {name: [] for name in options.programs}
+def race(module: str, programs: Sequence[str], rounds: int, title: str) -> None:
+    """Start ``python -m module --worker=PROGRAM`` for each, let them step in turns, print the table."""
+    children, seconds = {}, {name: [] for name in programs}
 
     def read(name):
         line = children[name].stdout.readline()
@@ -227,20 +220,20 @@ def main() -> None:
             raise RuntimeError(f"{name} ended early with code {children[name].wait()}")
         return json.loads(line)
 
-    for name in options.programs:
-        arguments = [sys.executable, "-m", "benchmarks.train_step", f"--worker={name}"]
+    for name in programs:
+        arguments = [sys.executable, "-m", module, f"--worker={name}"]
         children[name] = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | MALLOC
         )
         print(f"{name}: ready after {read(name)['ready']:.0f} s (compilation and a first step)", flush=True)
-    for _ in range(options.rounds):
-        for name in options.programs:
+    for _ in range(rounds):
+        for name in programs:
             children[name].stdin.write("step\n")
             children[name].stdin.flush()
             seconds[name].append(read(name)["seconds"])
-    print(f"\n{os.cpu_count()} cores, batch {BATCH}, {BATCH * 8} pictures, {LENGTH} word pieces, float32")
+    print(f"\n{os.cpu_count()} cores, {title}")
     print(f"{'program':16} {'seconds a step':>15} {'min':>7} {'max':>7} {'peak GiB':>9}  forward + backward alone")
-    for name in options.programs:
+    for name in programs:
         children[name].stdin.write("end\n")
         children[name].stdin.flush()
         last = read(name)
@@ -248,6 +241,20 @@ def main() -> None:
         median, low, high = np.median(seconds[name]), min(seconds[name]), max(seconds[name])
         print(f"{name:16} {median:15.2f} {low:7.2f} {high:7.2f} {last['peak_gib']:9.1f}  {parts}", flush=True)
         children[name].wait()
+
+
+def main() -> None:
+    """Read the flags; a child works, the parent lets the children race."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--worker", choices=list(PROGRAMS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(PROGRAMS[options.worker])
+        return
+    title = f"batch {BATCH}, {BATCH * 8} pictures, {LENGTH} word pieces, float32"
+    race("benchmarks.train_step", options.programs, options.rounds, title)
 
 
 if __name__ == "__main__":

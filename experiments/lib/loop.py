@@ -149,7 +149,7 @@ class Compiled:
 
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
         """Run the step on this batch, compiling it first where its shape is new."""
-        shape = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
+        shape = tuple((jax.tree_util.keystr(path), rows.shape) for path, rows in jax.tree.leaves_with_path(batch))
         if shape not in self._by_shape:
             start = time.perf_counter()
             self._by_shape[shape] = self._step.lower(state, batch).compile()

@@ -46,7 +46,7 @@ def test_every_method_has_its_settings_on_every_data_set_of_its_tasks(method):
 
 
 def test_settings_of_papers_are_those_of_methods_and_a_set_s_own_come_last():
-    # LATER assert {*PAPERS, *DEMOS} <= set(known_methods())
+    assert {*PAPERS, *DEMOS} <= set(known_methods())
     assert settings_of("hvpnet", "twitter2017")["data.max_pieces"] == 128 and DEMOS and PAPERS
     assert (
         settings_of("hvpnet", "twitter2015")["data.max_pieces"] == 80 and settings_of("hvpnet", "mnre")["rates"] == ()

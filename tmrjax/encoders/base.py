@@ -23,6 +23,23 @@ class Prefix(NamedTuple):
     mask: Array | None = None
 
 
+class Fusion(NamedTuple):
+    """What another modality adds inside of one layer's feed-forward network (MKGformer).
+
+    softmax(scale · c statesᵀ) states · kernel + bias joins the input of the activation, c [B, T, D] the heads of the
+    attention side by side before its output projection. Nothing joins where ``states`` is None.
+
+    states: [B, S, D]. mask: [B, S], True where valid; None is all. A post without a valid state adds nothing, no bias
+    either. kernel: [D, I], bias: [I], I the width of the network. scale: of the products; None is 1 / √D.
+    """
+
+    states: Array | None = None
+    mask: Array | None = None
+    kernel: Array | None = None
+    bias: Array | None = None
+    scale: float | None = None
+
+
 class PictureStates(NamedTuple):
     """What a picture encoder makes of N pictures.
 
@@ -119,7 +136,7 @@ class PictureEncoder(Protocol):
     """From pixels to states of patches.
 
     ViT and CLIP's vision tower can be called in parts as well (:class:`tmrjax.encoders.picture.transformer`):
-    ``patches(pixels)``, ``embed(pixels, train=...)``, ``layer(index, hidden, train=..., prefix=...)``.
+    ``patches(pixels)``, ``embed(pixels, train=...)``, ``layer(index, hidden, train=..., prefix=..., mask=...)``.
     """
 
     config: PictureConfig

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from tmrjax.attention import attend
 from tmrjax.encoders.activations import ACTIVATIONS
-from tmrjax.encoders.base import Prefix
+from tmrjax.encoders.base import Fusion, Prefix
 from tmrjax.encoders.dropout import Dropout
 
 
@@ -63,17 +63,20 @@ class TextEmbeddings(nn.Module):
         train: bool,
         word_embeddings: Array | None = None,
         positions: Array | None = None,
+        bare: bool = False,
     ) -> Array:
         """``token_type_ids`` None is type 0 everywhere, ``positions`` [B,T] None is 0, 1, ….
 
-        ``word_embeddings`` [B,T,E] takes the place of the word table's rows.
+        ``word_embeddings`` [B,T,E] takes the place of the word table's rows. ``bare``: where one of the other two is
+        None, nothing of its table is added.
         """
         config = self.config
         word = embed_words(config, input_ids, word_embeddings)
         table = embedding_table("position", config.max_position_embeddings, config.embedding_width)
-        position = table.embedding[: word.shape[1]] if positions is None else table(positions)
-        total = word + position
-        if config.type_vocab_size:
+        total = word
+        if not bare or positions is not None:
+            total = total + (table.embedding[: word.shape[1]] if positions is None else table(positions))
+        if config.type_vocab_size and not (bare and token_type_ids is None):
             token_type = embedding_table("token_type", config.type_vocab_size, config.embedding_width)
             total = total + (token_type.embedding[0] if token_type_ids is None else token_type(token_type_ids))
         normalised = LayerNorm(self.epsilon, self.dtype, name="norm")(total)
@@ -103,20 +106,27 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden: Array, attention_mask: Array, *, train: bool, prefix: Prefix | None = None) -> Array:
-        """``attention_mask`` [B,T] tells the rows of a text apart; the keys of ``prefix`` stand before those of it."""
+    def __call__(
+        self, hidden: Array, attention_mask: Array, *, train: bool, prefix: Prefix | None = None, parts: bool = False
+    ) -> Array | tuple[Array, Array, Prefix]:
+        """``attention_mask`` [B,T] tells the rows of a text apart; the keys of ``prefix`` stand before those of it.
+
+        ``parts``: also the heads side by side before the projection [B,T,D], and the text's own keys and values.
+        """
         width, heads = hidden.shape[-1], self.num_heads
 
         def project(name: str) -> Array:
             return dense(width, self.dtype, name)(hidden).reshape(*attention_mask.shape, heads, width // heads)
 
         query, key, value = project("query"), project("key"), project("value")
+        own = Prefix(key, value, attention_mask)
         key, value, mask = with_prefix(prefix, key, value, attention_mask)
         # A row without any valid key (an absent phrase) attends to all keys alike.
         attended = attend(
             query, key, value, mask, dropout=weight_dropout(self.dropout, train=train), zero_without_keys=False
         )
-        return dense(width, self.dtype, "output")(attended.reshape(hidden.shape))
+        output = dense(width, self.dtype, "output")(attended.reshape(hidden.shape))
+        return (output, attended.reshape(*attention_mask.shape, width), own) if parts else output
 
 
 def weight_dropout(rate: float, *, train: bool) -> Callable[[Array], Array] | None:
@@ -156,25 +166,49 @@ class PostNormLayer(nn.Module):
     # ``train`` by position: nn.remat has no static keywords.
     @nn.compact
     def __call__(
-        self, hidden: Array, attention_mask: Array, prefix: Prefix | None, shared: Array | None, train: bool
-    ) -> Array:
-        """``shared``: what the encoder gives to all of its layers, if anything."""
+        self,
+        hidden: Array,
+        attention_mask: Array,
+        prefix: Prefix | None,
+        shared: Array | None,
+        train: bool,
+        fusion: Fusion | None = None,
+    ) -> Array | tuple[Array, Prefix]:
+        """``shared``: what the encoder gives to all of its layers, if anything.
+
+        ``fusion``: what joins the feed-forward network; with it the layer also hands out its own keys and values.
+        """
         config = self.config
 
         def add_and_normalise(change: Array, residual: Array, name: str) -> Array:
             change = Dropout(config.hidden_dropout_prob)(change, deterministic=not train)
             return LayerNorm(config.layer_norm_eps, self.dtype, name=name)(change + residual)
 
-        attended = self.attention(hidden, attention_mask, prefix, shared, train)
+        if fusion is None:
+            attended = self.attention(hidden, attention_mask, prefix, shared, train)
+        else:
+            attended, context, own = self.attention(hidden, attention_mask, prefix, shared, train, parts=True)
         hidden = add_and_normalise(attended, hidden, "attention_norm")
-        inner = ACTIVATIONS[config.hidden_act](dense(config.intermediate_size, self.dtype, "intermediate")(hidden))
-        return add_and_normalise(dense(config.hidden_size, self.dtype, "output")(inner), hidden, "output_norm")
+        inner = dense(config.intermediate_size, self.dtype, "intermediate")(hidden)
+        if fusion is not None and fusion.states is not None:
+            inner = inner + _joining(context, fusion).reshape(inner.shape)
+        inner = ACTIVATIONS[config.hidden_act](inner)
+        hidden = add_and_normalise(dense(config.hidden_size, self.dtype, "output")(inner), hidden, "output_norm")
+        return hidden if fusion is None else (hidden, own)
 
-    def attention(self, hidden, attention_mask, prefix, shared, train) -> Array:
+    def attention(self, hidden, attention_mask, prefix, shared, train, parts=False) -> Array:
         """The attention with its output projection; part of the compact method above."""
         del shared
         config = self.config
         module = SelfAttention(
             config.num_attention_heads, config.attention_probs_dropout_prob, self.dtype, name="attention"
         )
-        return module(hidden, attention_mask, train=train, prefix=prefix)
+        return module(hidden, attention_mask, train=train, prefix=prefix, parts=parts)
+
+
+def _joining(context: Array, fusion: Fusion) -> Array:
+    """What :class:`tmrjax.encoders.base.Fusion` says, [B,T,I]."""
+    states = fusion.states.astype(context.dtype)
+    attended = attend(context, states, states, fusion.mask, scale=fusion.scale)
+    joining = attended @ fusion.kernel.astype(context.dtype) + fusion.bias.astype(context.dtype)
+    return joining if fusion.mask is None else jnp.where(fusion.mask.any(-1)[:, None, None], joining, 0)

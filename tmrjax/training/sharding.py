@@ -50,6 +50,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put this process's rows of a batch on its devices; together they are the global batch."""
+    """Put this process's rows of a batch on its devices; together they are the global batch. A key may hold a tuple."""
     sharding = split_rows(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch))

@@ -20,6 +20,14 @@ from tmrjax.encoders.picture.resnet import ResNetConfig
 from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.methods.base import Method
 
+# Names of torch.nn.LSTM's arrays and ours, with the order of axes.
+_LSTM_WEIGHTS = {
+    "weight_ih": ("input_kernel", (1, 0)),
+    "weight_hh": ("recurrent_kernel", (1, 0)),
+    "bias_ih": ("input_bias", None),
+    "bias_hh": ("recurrent_bias", None),
+}
+
 
 class Released(NamedTuple):
     """What a converter makes of a state dict.
@@ -45,6 +53,16 @@ def crf_entries(theirs: str, ours: str) -> list[Entry]:
 def linear_entries(layers: Mapping[str, str]) -> list[Entry]:
     """Linear layers with biases, their name -> ours below the parameters."""
     return [entry for theirs, ours in layers.items() for entry in linear(theirs, f"params/{ours}")]
+
+
+def lstm_entries(theirs: str, ours: str, num_layers: int = 1) -> list[Entry]:
+    """A bidirectional LSTM of PyTorch."""
+    return [
+        Entry(f"{theirs}.{name}_l{layer}{suffix}", f"{ours}/layer_{layer}/{direction}/{own}", axes)
+        for layer in range(num_layers)
+        for direction, suffix in (("forward", ""), ("backward", "_reverse"))
+        for name, (own, axes) in _LSTM_WEIGHTS.items()
+    ]
 
 
 def bert_entries(config: BertConfig, prefix: str, ours: str = "bert") -> tuple[list[Entry], list[str]]:

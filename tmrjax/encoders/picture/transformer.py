@@ -86,8 +86,8 @@ class PreNormLayer(nn.Module):
 
     # ``train`` by position: nn.remat has no static keywords.
     @nn.compact
-    def __call__(self, hidden: Array, prefix: Prefix | None, train: bool) -> Array:
-        """``prefix``: keys and values that stand before those of ``hidden``."""
+    def __call__(self, hidden: Array, prefix: Prefix | None, train: bool, mask: Array | None = None) -> Array:
+        """``prefix``: keys and values that stand before those of ``hidden``; ``mask`` [N,S]: of its own keys."""
         config, shape = self.config, hidden.shape
         drop = Dropout(config.hidden_dropout_prob)
         # One row per patch: XLA's CPU products of matrices are faster, forward and backward, than of three-way arrays.
@@ -96,7 +96,8 @@ class PreNormLayer(nn.Module):
             config.num_attention_heads, config.attention_probs_dropout_prob, self.dtype, name="attention"
         )
         normalised = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(hidden)
-        attended = attention(normalised, jnp.ones(shape[:2], bool), train=train, prefix=prefix)
+        valid = jnp.ones(shape[:2], bool) if mask is None else mask
+        attended = attention(normalised, valid, train=train, prefix=prefix)
         hidden = hidden + drop(attended, deterministic=not train)
         normalised = LayerNorm(config.layer_norm_eps, self.dtype, name="output_norm")(hidden)
         inner = ACTIVATIONS[config.hidden_act](dense(config.intermediate_size, self.dtype, "intermediate")(normalised))
@@ -176,9 +177,15 @@ class PictureTransformer(nn.Module):
         hidden = jnp.concatenate([first, patches], axis=1) + self.positions
         return self.begin(hidden, train=train)
 
-    def layer(self, index: int, hidden: Array, *, train: bool, prefix: Prefix | None = None) -> Array:
-        """One layer alone: [N,S,D] → [N,S,D]. ``prefix``: keys and values that stand before those of the picture."""
-        return getattr(self, f"layer_{index}")(hidden, prefix, train)
+    def layer(
+        self, index: int, hidden: Array, *, train: bool, prefix: Prefix | None = None, mask: Array | None = None
+    ) -> Array:
+        """One layer alone: [N,S,D] → [N,S,D].
+
+        ``prefix``: keys and values that stand before those of the picture. ``mask``: [N,S], True where a token counts;
+        None is everywhere.
+        """
+        return getattr(self, f"layer_{index}")(hidden, prefix, train, mask)
 
     def begin(self, hidden: Array, *, train: bool) -> Array:
         """From the sum of patches and positions to the first layer's input, in the computation type."""

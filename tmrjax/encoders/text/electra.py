@@ -45,5 +45,11 @@ class ElectraEncoder(TextTransformer):
 
     def embed_valid(self, input_ids: Array | None, valid: Array, **keywords: Any) -> Array:
         """The embeddings, projected."""
-        hidden = super().embed_valid(input_ids, valid, **keywords)
+        return self._project(super().embed_valid(input_ids, valid, **keywords))
+
+    def embed_rows(self, rows: Array, **keywords: Any) -> Array:
+        """The rows' embeddings, projected."""
+        return self._project(super().embed_rows(rows, **keywords))
+
+    def _project(self, hidden: Array) -> Array:
         return hidden if self.config.embedding_size == self.config.hidden_size else self.embedding_projection(hidden)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from tmrjax.encoders.base import Prefix
+from tmrjax.encoders.base import Fusion, Prefix
 from tmrjax.encoders.config import TransformerConfig
 from tmrjax.encoders.layers import PostNormLayer, TextEmbeddings
 
@@ -79,16 +79,41 @@ class TextTransformer(nn.Module):
             word_embeddings=word_embeddings,
         )
 
+    def embed_rows(
+        self, rows: Array, *, train: bool, token_type_ids: Array | None = None, positions: Array | None = None
+    ) -> Array:
+        """States before the first layer of what is no text, such as a picture's patches: [B,R,E] → [B,R,D].
+
+        The embeddings' norm and dropout; rows of the tables are added where ``token_type_ids`` or ``positions`` [B,R]
+        are given. Call ``embed`` first. Raises ValueError for an encoder whose embeddings have another form.
+        """
+        if not isinstance(self.embeddings, TextEmbeddings):
+            raise ValueError(f"a {self.config.kind} cannot read pictures as rows of its text: take a BERT")
+        return self.embeddings(None, token_type_ids, train=train, word_embeddings=rows, positions=positions, bare=True)
+
     def layer(
         self, index: int, hidden: Array, attention_mask: Array, *, train: bool, prefix: Prefix | None = None
     ) -> Array:
         """Layer ``index`` alone, [B,T,D] → [B,T,D]; raises ValueError where there is no such layer."""
-        if not 0 <= index < self.config.num_hidden_layers:
-            raise ValueError(f"layer {index} of {self.config.num_hidden_layers} (counted from 0)")
+        self._check_layer(index)
         # One row per piece: XLA's CPU products of matrices are faster, forward and backward, than of three-way arrays.
         flat = hidden.reshape(-1, hidden.shape[-1])
         block = getattr(self, f"layer_{index}")
         return block(flat, attention_mask.astype(bool), prefix, self.shared(), train).reshape(hidden.shape)
+
+    def fused_layer(
+        self, index: int, hidden: Array, attention_mask: Array, fusion: Fusion, *, train: bool
+    ) -> tuple[Array, Prefix]:
+        """Layer ``index`` alone with another modality inside; also its own keys and values.
+
+        Raises ValueError where there is no such layer, or the layers are not BERT's.
+        """
+        self._check_layer(index)
+        if self.layer_type is not PostNormLayer:
+            raise ValueError(f"nothing can be fused inside of a layer of {self.config.kind}: take a BERT")
+        block, flat = getattr(self, f"layer_{index}"), hidden.reshape(-1, hidden.shape[-1])
+        states, own = block(flat, attention_mask.astype(bool), None, self.shared(), train, fusion)
+        return states.reshape(hidden.shape), own
 
     def __call__(
         self,
@@ -131,6 +156,10 @@ class TextTransformer(nn.Module):
             hidden = self.layer(index, hidden, attention_mask, train=train, prefix=prefix)
             intermediates[f"layer_{index}"] = hidden
         return hidden, intermediates
+
+    def _check_layer(self, index: int) -> None:
+        if not 0 <= index < self.config.num_hidden_layers:
+            raise ValueError(f"layer {index} of {self.config.num_hidden_layers} (counted from 0)")
 
     def _check(self, input_ids, attention_mask, token_type_ids, word_embeddings) -> None:
         if (input_ids is None) == (word_embeddings is None):
