@@ -3,7 +3,7 @@
     PPMI_ij = max(0, log(N_ij N / (N_i N_j)))        N_ij: how often two words stand in one post within WINDOW words
     vectors = U_d diag(s_d)^½                        of PPMI = U diag(s) Uᵀ, the WIDTH largest s
 
-After Levy and Goldberg (NIPS 2014), who show what word2vec factors. Numpy only; the same text gives the same file.
+After Levy and Goldberg (NIPS 2014), who show what word2vec factors. The same text gives the same file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import linalg
 
 WIDTH = 50
 WINDOW = 5  # words on either side
@@ -37,14 +38,14 @@ def word_vectors(posts: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]
     totals = together.sum(1)
     expected = np.outer(totals, totals) / max(totals.sum(), 1)
     information = np.log(np.divide(together, expected, out=np.ones_like(together), where=together > 0))
-    values, axes = np.linalg.eigh(np.maximum(information, 0))
-    kept = np.argsort(-values, kind="stable")[:WIDTH]
-    axes, values = axes[:, kept], np.maximum(values[kept], 0)
+    last = [max(len(words) - WIDTH, 0), max(len(words) - 1, 0)]
+    values, axes = linalg.eigh(np.maximum(information, 0), subset_by_index=last)
+    axes, values = axes[:, ::-1], np.maximum(values[::-1], 0)
     # An axis may point either way: its largest number is positive, so that every machine writes the same file.
     largest = np.abs(axes.round(9)).argmax(0)
     axes = axes * np.where(axes[largest, range(axes.shape[1])] < 0, -1, 1)
     vectors = np.zeros((len(words), WIDTH))
-    vectors[:, : len(kept)] = axes * np.sqrt(values)
+    vectors[:, : len(values)] = axes * np.sqrt(values)
     return words, vectors
 
 

@@ -33,7 +33,7 @@ def test_what_needs_no_model_is_run_once(root):
     dataset = prepare(root, selection=Selection(progress=False))
     first, second = dataset.splits["train"]
     assert first.phrases == ("red dog",) and first.regions and second.phrases and not second.regions
-    assert list(dataset.info.stages) == ["phrases", "regions", "generated_regions"]
+    assert list(dataset.info.stages) == ["phrases", "regions", "objects", "generated_regions"]
     before = {path: path.read_bytes() for path in root.rglob("*.json*")}
     prepare(root, selection=Selection(progress=False))
     assert before == {path: path.read_bytes() for path in root.rglob("*.json*")}
