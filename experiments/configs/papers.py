@@ -88,7 +88,7 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "pcnn": {
-        # OpenNRE's train_supervised_cnn.py: SGD, lr 0.1, decay 1e-5, batch 160, 100 epochs; warm-up 300 of 7,700 steps.
+        # OpenNRE's supervised CNN script: SGD, lr 0.1, decay 1e-5, batch 160, 100 epochs; warm-up 300 of 7,700 steps.
         "": {
             "optimizer": "sgd",
             "warmup": 0.04,
@@ -114,7 +114,7 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "umgf": {"": _UMGF},  # README of TransformersWsz/UMGF; relations: ours
-    "umt": {"": _UMT, "twitter2017": {"epochs": 22}},  # run_mtmner_crf.py of jefferyYu/UMT; relations: ours
+    "umt": {"": _UMT, "twitter2017": {"epochs": 22}},  # jefferyYu/UMT; relations: ours
     "visualbert": {"": _VISUALBERT, "mnre": {"lr_encoder": 2e-5, "lr_fusion": 2e-5}},
 }
 

@@ -20,8 +20,8 @@ A line of ``train.jsonl`` of a NER set is one object with these keys; RE has the
      "scores": [0.2, 0.3, 0.5],                 weaken, complement, strengthen of text and picture, the softmax of the
                                                 divergence estimator (paper section 3.4); null: unknown
      "generated_scores": null,                  the same of text and generated picture
-     "sides": {...}}                            may be absent: what some methods ask for besides, by name, such as
-                                                "objects"; checked by the input that reads it (tmrjax.inputs)
+     "sides": {"objects": {"labels": []}}}      may be absent: what some methods ask for besides, by name; each is
+                                                checked by the input that reads it (tmrjax.inputs)
 
 Every key stands there (null or [] for what is absent), save ``grounding`` and ``sides``. A side with the key "rows",
 [start, end), has these rows of a table of arrays/ (:mod:`tmrjax.records.arrays`). The folder around the record and
