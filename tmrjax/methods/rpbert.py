@@ -143,10 +143,16 @@ class RpBERT(Method, kw_only=True):
     def _read_twice(self, encoder: nn.Module, batch: Batch, train: bool) -> tuple[jax.Array, dict, dict]:
         """(1) to (6) and (11): S, the states of (5) by name, the losses by name."""
         relate = dense(2, jnp.float32, "relation_classifier")
-        rows, is_second = len(batch["input_ids"]), f"{SECOND}picture_adds" in batch
+        is_second = f"{SECOND}picture_adds" in batch
+        streams = ("", SECOND) if is_second else ("",)
+
+        def join(name):
+            """Both streams' rows in turn, [2 B, ...]: a batch sharded over devices stays where it is."""
+            both = jnp.stack([batch[prefix + name] for prefix in streams], axis=1)
+            return both.reshape(-1, *both.shape[2:])
+
         # One call of the picture encoder for both streams.
-        names = [name for name in batch if name.startswith("image") and is_second]
-        joined = {**batch, **{name: jnp.concatenate([batch[name], batch[SECOND + name]]) for name in names}}
+        joined = {name: join(name) for name in batch if name.startswith("image")}
         patches = self.read_pictures(joined, train=train)["image"]
         visual = dense(self.text.embedding_width, self.dtype, "visual_projection")(patches)
         there = jnp.ones(len(visual), bool) if self.literal else joined["image_mask"].astype(bool)
@@ -155,16 +161,17 @@ class RpBERT(Method, kw_only=True):
             mask = batch[f"{prefix}attention_mask"].astype(bool)
             return self._read(encoder, batch[f"{prefix}input_ids"], mask, visual, there, train)
 
-        own, own_there = visual[:rows], there[:rows]
+        count = len(streams)
+        own, own_there = visual[::count], there[::count]
         text, losses = read("", own, own_there), {}
         relation = relate(text[:, 0])
         gate = jax.nn.softmax(relation)[:, 1]
         if self.use_gate:
             text = read("", gate[:, None, None].astype(own.dtype) * own, own_there)
         if is_second:
-            logits = relate(read(SECOND, visual[rows:], there[rows:])[:, 0])
+            logits = relate(read(SECOND, visual[1::count], there[1::count])[:, 0])
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[f"{SECOND}picture_adds"])
-            counted = there[rows:] & batch[f"{SECOND}row_mask"]
+            counted = there[1::count] & batch[f"{SECOND}row_mask"]
             losses["picture_adds"] = self.relation_weight * jnp.where(counted, loss, 0)
         return text, {"relation": relation, "gate": gate}, losses
 
