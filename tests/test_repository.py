@@ -22,6 +22,7 @@ from tmrjax.inputs.pictures import Pictures, PixelSource
 from tmrjax.inputs.pieces import Pieces
 from tmrjax.inputs.scores import Scores
 from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods import known_methods
 from tmrjax.methods import tmr_release as release
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import DatasetInfo, read_dataset
@@ -220,7 +221,7 @@ def test_the_record_format_is_written_down(task):
     json_lines = [column for column in columns if column.startswith(('{"', '"'))]
     value = parse_json("\n".join(json_lines).encode(), "docstring")
     labels = {"ner": ("tags",), "re": ("head", "tail", "relation")}
-    known = {*record_schema._SHARED_KEYS, record_schema._GROUNDING, *labels["ner"], *labels["re"]}
+    known = {*record_schema._SHARED_KEYS, record_schema._GROUNDING, record_schema._SIDES, *labels["ner"], *labels["re"]}
     assert set(value) == known
     assert set(value["generated"]) == set(record_schema._GENERATED_KEYS)
     own = {key: value[key] for key in value if key not in labels["re" if task == "ner" else "ner"]}
@@ -262,8 +263,10 @@ def test_the_example_of_a_data_set_runs(tmp_path, monkeypatch):
 def test_every_config_and_key_that_is_named_is_there():
     keys, names = set(), set()
     for module in (mde, mner, mre):
-        for config_name in module.NAMES:
-            config = module.get_config(config_name)
+        task = {mner: "ner", mre: "re"}.get(module)
+        methods = [name for name, tasks in known_methods().items() if task in tasks] or [None]
+        for config_name, method in ((name, method) for name in module.NAMES for method in methods):
+            config = module.get_config(config_name, method) if method else module.get_config(config_name)
             keys |= {
                 *config.keys(),
                 *(f"{group}.{key}" for group in config for key in getattr(config[group], "keys", list)()),

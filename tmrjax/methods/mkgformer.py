@@ -143,7 +143,7 @@ class MKGformer(TextWithPictures, kw_only=True):
         if not issubclass(PICTURE_ENCODERS.get(type(picture), object), PictureTransformer):
             raise ValueError(
                 f"MKGformer fuses layer by layer with a CLIP vision tower or a ViT, not with {type(picture).__name__}: "
-                "name one with --config.picture_encoder.path"
+                "name one with --config.picture_encoder.folder"
             )
         sizes = [(one.num_hidden_layers, one.hidden_size, one.num_attention_heads) for one in (text, picture)]
         if sizes[0] != sizes[1] or sizes[0][0] < 2:

@@ -169,8 +169,9 @@ class System:
         lacks = [sentence for one in inputs if (sentence := one.check(records))]
         if lacks:
             raise ValueError("; ".join(lacks))
-        examples = encode_records(records, inputs, Reading(self.tokenizer, self.text))
-        say_what_is_lost(examples, self.text, "the second stream")
+        text = dataclasses.replace(self.text, windows=False)  # a post is one row, long ones are cut
+        examples = encode_records(records, inputs, Reading(self.tokenizer, text))
+        say_what_is_lost(examples, text, "the second stream")
         lengths = [len(example.pieces.input_ids) for example in examples]
         longest = min(bucket for bucket in self.buckets if bucket >= max(lengths))
         plan = BatchPlan(lengths, (longest,), batch_size, epochs=epochs, seed=seed)
