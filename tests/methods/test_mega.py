@@ -130,12 +130,12 @@ def test_what_is_masked_has_no_influence(released):
 
 
 def test_a_post_is_the_same_in_a_longer_batch_and_in_the_released_form_it_is_not(released):
-    methods, own, _ = released
+    _, own, forms = released
     longer = dict(BATCH)
     for key in ("input_ids", "attention_mask", "alignment"):
         longer[key] = np.pad(BATCH[key], [(0, 0), (0, 4)] + [(0, 0)] * (BATCH[key].ndim - 2))
     for literal in (False, True):
-        one = compiled(methods["re", literal])
+        one = forms["re", literal]
         difference = np.abs(one(own["re", literal], longer).scores - one(own["re", literal], BATCH).scores).max()
         assert (difference > 1e-3) == literal, difference
 
