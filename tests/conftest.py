@@ -1,11 +1,16 @@
 """Fixtures of the whole suite; eight virtual CPU devices, so that sharding is tested where it runs."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+if version("jaxlib").startswith("0.10."):
+    # Saves a quarter of the time that tiny programs take to compile. XLA aborts at a flag that it does not know.
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FLAGS if flag.partition("=")[0] not in given)]).strip()
 # What one test or worker or subprocess compiled, the others read.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax")
@@ -15,8 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach a hub
 
-import pytest
-from hypothesis import settings
+import pytest  # noqa: E402 (after the environment is set)
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("tmrjax", deadline=None, derandomize=True)
 settings.load_profile("tmrjax")

@@ -172,7 +172,9 @@ def spoil(batch):
     return spoiled
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_norm": "train"}, {"literal": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_norm": "train"}, pytest.param({"literal": True}, marks=pytest.mark.slow)]
+)
 def test_masked_content_has_no_influence_on_output_or_gradient(batch, variables, options):
     model = make_model(**options)
 

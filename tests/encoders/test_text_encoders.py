@@ -39,7 +39,8 @@ def tiny(name: str):
     return config, jax.tree.map(jnp.asarray, params), *encoder_parity.text_inputs(model)
 
 
-@pytest.mark.parametrize("name", ["bert", "deberta-v2, convolution"])  # the others have BERT's layers
+# The others have BERT's layers.
+@pytest.mark.parametrize("name", ["bert", pytest.param("deberta-v2, convolution", marks=pytest.mark.slow)])
 def test_one_layer_at_a_time_and_remat_equal_the_whole(name):
     """Dropout is on: the bits of a layer are the same, kept or computed again."""
     config, params, ids, mask = tiny(name)

@@ -181,6 +181,7 @@ def test_interpolation_is_numpys_from_end_to_end(valid, grid):
     np.testing.assert_allclose(weights @ values, np.interp(places, np.arange(grid), values), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny):
     config = dataclasses.replace(TINY, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1, num_hidden_layers=1)
     params = {name: tree for name, tree in tiny[0].items() if name != "layer_1"}

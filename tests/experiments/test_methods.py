@@ -18,7 +18,7 @@ from tmrjax.tasks import system_from_meta
 from tmrjax.training.optimizer import parameter_groups
 
 CONFIGS = {"ner": mner, "re": mre}
-ALL = [(name, task) for name, tasks in known_methods().items() for task in tasks]
+ALL = [(name, task) for name, tasks in known_methods().items() for task in tasks if name != "tmr_release"]
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,15 @@ def test_word_vectors_of_the_data_fill_the_table_and_are_told(worlds):
     np.testing.assert_array_equal(table[[known[word] for word in shared]], [vectors[word] for word in shared])
 
 
-def test_the_second_stream_of_rpbert_takes_part_in_its_loss(worlds):
+def test_the_second_stream_of_rpbert_takes_part_in_its_loss(worlds, monkeypatch):
     config = mner.get_config("demo", "rpbert")
     config.data.root = str(worlds / "ner")
     config.data.feature_cache = False
+    monkeypatch.setattr(  # traced, not compiled
+        build, "initial_variables", lambda config, dataset, system: jax.eval_shape(
+            lambda key: system.method.init(key, system.dummy_batch(), train=False), jax.random.key(0)
+        ),
+    )  # fmt: skip
     experiment = PostExperiment(config)
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     variables = experiment.build(mesh)

@@ -150,7 +150,7 @@ def test_text_alone_is_a_post_without_objects(released, task):
     np.testing.assert_allclose(found, forms[task, False](own[task, False], empty).scores, atol=1e-6)
 
 
-@pytest.mark.parametrize("task", ["re", "ner"])
+@pytest.mark.parametrize("task", ["re", pytest.param("ner", marks=pytest.mark.slow)])
 def test_gradients_reach_every_parameter(released, task):
     methods, own, _ = released
     method = methods[task, False]

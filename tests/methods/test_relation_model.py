@@ -109,6 +109,7 @@ def test_text_variant_reads_the_markers_alone(batch, variables):
     assert np.abs(apply(model, own, swapped)[0] - logits).min() > 1e-4  # direction matters
 
 
+@pytest.mark.slow  # as of entities, whose test in tests/test_models.py has the gradient too
 def test_masked_content_has_no_influence(batch, variables):
     pixels = {name: value for name, value in batch.items() if not name.endswith("_features")}
     generator = np.random.default_rng(2)

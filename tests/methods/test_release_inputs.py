@@ -209,7 +209,7 @@ def posts(task):
         yield post
 
 
-@pytest.mark.parametrize("missing", ["mask", "zeros"])
+@pytest.mark.parametrize("missing", ["mask", pytest.param("zeros", marks=pytest.mark.slow)])
 def test_evaluation_and_prediction_read_what_the_released_code_reads(released, vocabulary, tmp_path, batches, missing):
     task, model, _, root = released
     run = converted(released, vocabulary, tmp_path / "run", f"--missing={missing}")
