@@ -90,7 +90,7 @@ def prepare(root: Path, out: Path, diffusion: Path) -> None:
     """All stages, as a user runs them."""
     call(out, "data_prep/extract_phrases.py", str(root))
     call(out, "data_prep/back_translate.py", str(root), f"--model={diffusion}", "--steps=2")
-    call(out, "data_prep/ground_regions.py", str(root))
+    call(out, "data_prep/ground_regions.py", str(root), "--no-objects")
     objects = out / f"{root.name}-objects.jsonl"
     write_objects(root, objects)
     call(out, "data_prep/import_objects.py", str(root), f"--objects={objects}", "--features")
