@@ -366,20 +366,15 @@ class Predictor:
         return [(index, pair, with_pair(posts[index], pair)) for index, pair in asked]
 
     def _masked(self, record: Record) -> list[str]:
-        pictures, names = self.system.method.pictures, []
-        if pictures is not None and record.image is None:
-            names.append("picture")
-        if pictures is not None and pictures.generated and record.generated is None:
-            names.append("generated picture")
-        return names
+        return [name for one in self.system.fitted for name in one.lacking(record)]
 
     def _warn(self, read: Sequence[tuple[Post, Mapping[str, Any]]]) -> None:
         """What a user should know of the posts, each thing once in the life of a predictor."""
         text = self.system.text
-        for name in ("picture", "generated picture"):
+        for name in dict.fromkeys(name for _, result in read for name in result["masked"]):
             count = sum(name in result["masked"] for _, result in read)
             if count:
-                zeros = self.system.pictures.missing == "zeros"
+                zeros = "picture" in name and self.system.pictures.missing == "zeros"
                 instead = "zeros take its place" if zeros else "that input is masked"
                 self._say(name, "%d of %d posts come without %s: %s", count, len(read), name, instead)
         unread = sum(result["unread_words"] > 0 for _, result in read)

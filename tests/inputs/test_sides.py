@@ -103,6 +103,10 @@ def test_what_lacks_names_the_stage_that_makes_it(stored, tokenizer, tmp_path):
     bare = record("a", objects={"labels": ["dog"], "rows": None})
     assert "--features" in Objects(features=True).check([bare]) and Objects(labels=True).check([bare]) is None
     assert "align_objects.py" in Alignment().check([bare]) and "import_text_picture.py" in PictureAdds().check([bare])
+    assert Objects().lacking(record("a")) == ("objects",) and Objects().lacking(stored[0]) == ()
+    assert Alignment().lacking(bare) == ("alignment",) and Alignment().lacking(record("a", alignment=[])) == ()
+    assert Alignment().lacking(record("a")) == ("alignment",)
+    assert Alignment().lacking(record("a", objects={"labels": []})) == ()
     objects = Objects(features=True).fit(stored)
     with pytest.raises(DataError, match=r"record x: found object features \[1, 2\]; expected \[1, 3\]"):
         batch([record("x", objects={"labels": ["dog"], "features": [[1, 2]]})], (Pieces(), objects), tokenizer)

@@ -35,6 +35,11 @@ class Alignment(Input):
             return None
         return "no record has an alignment of words and objects: run data_prep/align_objects.py"
 
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """ "alignment"; a picture in which nothing was found has none."""
+        objects = record.sides.get("objects")
+        return ("alignment",) if SIDE not in record.sides and (objects is None or objects.get("labels")) else ()
+
     def encode(self, record: Record, pieces: Any, reading: Reading) -> Mapping[str, Any]:
         """The weights [words, at most O]; raises DataError where there is not one row a word."""
         rows = record.sides.get(SIDE) or [[] for _ in record.tokens]

@@ -60,6 +60,11 @@ class Input:
         """What the training records lack of this input, and what to do: one sentence. None where nothing lacks."""
         del records
 
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """What a post to predict lacks of this input, by the names that results have: it is masked there."""
+        del record
+        return ()
+
     def fit(self, records: Iterable[Record]) -> Self:
         """The input with what it learns of the training records, such as a vocabulary."""
         del records

@@ -56,6 +56,10 @@ class Objects(Input):
             return "no object has features: run data_prep/import_objects.py --features on a detector that gives them"
         return None
 
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """ "objects", where nobody looked for them."""
+        return () if SIDE in record.sides else ("objects",)
+
     def fit(self, records: Iterable[Record]) -> Self:
         """With the labels and the width of features in the training records."""
         sides = [_side(record) for record in records]

@@ -69,6 +69,11 @@ class Pictures(Input):
             )
         return None
 
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """ "picture", "generated picture"."""
+        own = ("picture",) if record.image is None else ()
+        return (*own, "generated picture") if self.generated and record.generated is None else own
+
     def spec(self, length: int, reading: Reading) -> Spec:
         """Arrays as the source gives them, and masks."""
         spec: Spec = dict(reading.pictures.spec())
