@@ -169,7 +169,8 @@ def word_vectors(config: ConfigDict, dataset: Dataset, fitted: Sequence[Input]) 
     own = dataset.root / "word_vectors" / "vectors.txt"
     if not tables or not (config.word_vectors.file or own.is_file()):
         return None
-    wanted = {entry for one in tables for entry in one.vocabulary.entries}
+    # Of words those of the data: the same before and after the vocabulary has grown, so the file is read once.
+    wanted = {entry for one in tables if not hasattr(one, "entry") for entry in one.vocabulary.entries}
     lookup = next((one for one in tables if hasattr(one, "entry")), None)
     if lookup is not None:
         wanted |= {lookup.entry(token) for records in dataset.splits.values() for r in records for token in r.tokens}

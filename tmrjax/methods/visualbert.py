@@ -32,14 +32,14 @@ import jax.numpy as jnp
 
 from tmrjax.encoders.dropout import Dropout
 from tmrjax.encoders.layers import dense
-from tmrjax.heads.crf_head import CRFLayer
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
 from tmrjax.inputs.marked import Marked
 from tmrjax.inputs.objects import Objects
 from tmrjax.inputs.pictures import Pictures
 from tmrjax.inputs.pieces import Pieces
-from tmrjax.methods.base import Batch, Method, at_markers, at_words
+from tmrjax.methods.base import Batch, Method, at_markers
+from tmrjax.methods.parts.read_out import EntityReadOut
 
 VISUALS = ("crops", "grid", "objects")
 
@@ -107,28 +107,8 @@ class VisualBERT(Method, kw_only=True):
         return self.param(name, nn.initializers.normal(0.02), (1, width))
 
 
-class EntityVisualBERT(VisualBERT, kw_only=True):
-    """Emissions of every tag, with the CRF that reads them (6).
-
-    Attributes:
-        literal: emissions at all pieces.
-    """
-
-    task: ClassVar[str] = "ner"
-    literal: bool = False
-
-    @property
-    def piece_tags(self) -> bool:
-        """Whether tags stand on pieces."""
-        return self.literal
-
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Emissions [B, W, K] ([B, T, K] with ``literal``); states: "text_states" [B, T, D]."""
-        text = self.read(batch, train=train)
-        words = Dropout(self.dropout)(text if self.literal else at_words(text, batch), deterministic=not train)
-        emissions = nn.Dense(self.num_labels, dtype=jnp.float32, name="emission")(words)
-        return Outputs(emissions, CRFLayer(self.num_labels, name="crf")(), states={"text_states": text})
+class EntityVisualBERT(VisualBERT, EntityReadOut, kw_only=True):
+    """Emissions of every tag, with the CRF that reads them (6); ``literal``: at all pieces."""
 
 
 class RelationVisualBERT(VisualBERT, kw_only=True):

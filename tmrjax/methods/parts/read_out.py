@@ -1,4 +1,4 @@
-"""How methods end that put pictures inside of the text encoder (HVPNeT, MKGformer): one linear layer on its states."""
+"""How methods end that put pictures inside of the text encoder (HVPNeT, MKGformer, VisualBERT): one linear layer."""
 
 from __future__ import annotations
 
