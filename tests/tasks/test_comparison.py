@@ -29,6 +29,7 @@ def test_counts_are_those_of_micro_scores():
     counts = counts_of_relations(relations)
     assert counts.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 1]]
     assert micro_f1(counts.sum(0)) == pytest.approx(2 / 6) and micro_f1(np.zeros(3)) == 0
+    assert micro_f1(np.array([1.0, 3.0, 5.0])) == pytest.approx(2 / 8)  # predicted and gold differ
 
 
 def test_interval_and_p_agree_with_a_bootstrap_written_as_loops():
