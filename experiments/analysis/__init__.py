@@ -1,0 +1,1 @@
+"""What is made of finished runs: tables with paired tests, curves, pages. Nothing here trains."""
