@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.lib import command
 from experiments.lib.loop import restore_best
+from experiments.lib.subsets import SUBSETS
 from tmrjax.files import DataError
 from tmrjax.methods import name_of
 from tmrjax.records import read_dataset
@@ -25,10 +26,6 @@ from tmrjax.training.checkpoints import CheckpointError
 from tmrjax.training.sharding import make_mesh
 
 FLAGS = flags.FLAGS
-SUBSETS = {
-    "all": lambda record: True,
-    "complementary": lambda record: record.scores is not None and record.scores[1] > 0.5,
-}
 
 
 def define_flags() -> None:

@@ -42,8 +42,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("compile_cache", True, "keep compiled programs for the next run (--no-compile-cache: do not)")
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def run(main: Callable[[list[str]], Any], *, arguments: bool = False) -> None:
     """Run ``main`` as the command that the user has called: flags, start, and one clear line for an error.
+
+    ``arguments``: whether the command takes words that are no flags; ``main`` gets them behind the command's name.
 
     Exits with 1 for an error of the data, the config or the machine, with 2 for bad flags. ``--debug`` shows the
     traceback. Flags may be written with dashes (``--on-error``) or underscores.
@@ -57,10 +59,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
         print(f"{name}: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(code)
 
-    def parse(arguments: list[str]) -> list[str]:
+    def parse(given: list[str]) -> list[str]:
         try:
-            rest = FLAGS([arguments[0], *map(with_underscores, arguments[1:])])
-            if rest[1:]:
+            rest = FLAGS([given[0], *map(with_underscores, given[1:])])
+            if rest[1:] and not arguments:
                 raise flags.Error(f"{rest[1]!r} is no flag; a flag begins with --")
             if "config" in FLAGS:
                 FLAGS.config.task  # noqa: B018 - a config file that is not there is told of on the first use
@@ -68,10 +70,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except Exception as error:  # absl's, or a config file's own: an unknown name, a misspelt key
             fail(error, 2)
 
-    def guarded(arguments: list[str]) -> None:
+    def guarded(given: list[str]) -> None:
         try:
             start()
-            main(arguments)
+            main(given)
         except EXPECTED_ERRORS as error:
             fail(error, 1)
         except KeyboardInterrupt:

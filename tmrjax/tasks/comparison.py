@@ -9,7 +9,7 @@ take part in the interval.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,3 +86,16 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, *, samples: int = SA
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
     low, high = np.quantile(differences, (0.025, 0.975))
     return Comparison(observed, float(low), float(high), min(1.0, 2 * (beyond + 1) / (samples + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of m comparisons made together, corrected so that one false finding among them stays rare (Holm 1979).
+
+    In rising order p_(k) becomes max over j <= k of min(1, (m - j + 1) p_(j)).
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -10,6 +10,12 @@ from tmrjax.inputs.lost import unknown_warning
 from tmrjax.records import DatasetInfo
 from tmrjax.tasks.metrics import entity_scores, relation_scores
 
+MARKS = {
+    "synthetic": ("SYNTHETIC DATA: drawn pictures and generated posts; no figure here says anything about real ones"),
+    "leaky_phrases": "LEAKY PHRASES: the phrases hold words that are not in the text and tell labels",
+    "leaky_regions": "LEAKY REGIONS: the regions were made with the labels; how many there are tells them",
+}
+
 
 def entity_report(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Strict IOB2 precision, recall, F1 and support, micro and per entity type, and the lenient F1 beside it."""
@@ -48,14 +54,12 @@ def relation_report(gold: Sequence[str], predicted: Sequence[str], relations: Se
 
 def warnings_of(info: DatasetInfo) -> list[str]:
     """Marks that every figure from this data set carries."""
-    marks = []
-    if info.synthetic:
-        marks.append("SYNTHETIC DATA: drawn pictures and generated posts; no figure here says anything about real ones")
-    if info.leaky_phrases:
-        marks.append("LEAKY PHRASES: the phrases hold words that are not in the text and tell labels")
-    if info.leaky_regions:
-        marks.append("LEAKY REGIONS: the regions were made with the labels; how many there are tells them")
-    return marks
+    return marks_of({name: getattr(info, name) for name in MARKS})
+
+
+def marks_of(data: Mapping[str, Any]) -> list[str]:
+    """The same of a report's ``data``."""
+    return [mark for name, mark in MARKS.items() if data.get(name)]
 
 
 def format_report(

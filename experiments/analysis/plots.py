@@ -1,0 +1,105 @@
+"""Plots of tables as SVG texts: means with their deviation, and curves with bands over the share of training data."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("svg")
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.analysis.tables import Column, Table
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell lines apart in print.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a05195")
+MARKERS = "osD^vPX*"
+STYLE = {
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tmrjax",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    # Grey that can be read on a light and on a dark page.
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#808080"),
+}
+
+
+def plot_of(table: Table) -> list[str]:
+    """The plots of a table, each an <svg> element; none where there is nothing to draw."""
+    if table.view == "curve":
+        svg = _curve(table)
+        return [svg] if svg else []
+    return [svg for column in table.columns if (svg := _points(column, table.reference))]
+
+
+def _svg(figure: Figure, label: str) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub("<svg ", f'<svg role="img" aria-label="{label}" ', text, count=1)
+
+
+def _points(column: Column, reference: str) -> str:
+    """A line a row: each seed as a dot, mean and deviation as a bar, the published figure as a ring."""
+    rows = {row: cell for row, cell in column.cells.items() if cell.runs}
+    if len(rows) < 2:
+        return ""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.26 * len(rows)))
+        for place, (row, cell) in enumerate(rows.items()):
+            values = cell.scores["f1"]
+            colour = COLOURS[1] if row == reference else COLOURS[0]
+            axes.errorbar(values.mean(), place, xerr=values.std(), fmt="o", color=colour, capsize=2.5, markersize=5)
+            axes.plot(values, np.full(len(values), place), "|", color=colour, alpha=0.5, markersize=7)
+            if "f1_out" in cell.scores:
+                out = cell.scores["f1_out"]
+                axes.errorbar(out.mean(), place, xerr=out.std(), fmt="s", color=COLOURS[2], capsize=2.5, markersize=4)
+            if cell.published is not None:
+                axes.plot(cell.published, place, "o", markerfacecolor="none", color="#777", markersize=7)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.25)
+        said = ["mean ± std over seeds, each seed a stroke"]
+        said += ["ring: published"] if any(cell.published is not None for cell in rows.values()) else []
+        said += ["square: out of domain"] if any("f1_out" in cell.scores for cell in rows.values()) else []
+        axes.set_xlabel(f"F1, {column.name} ({'; '.join(said)})")
+        return _svg(figure, f"F1 of each row on {column.name}")
+
+
+def _curve(table: Table) -> str:
+    """F1 over the share of the training data, a band of one deviation over seeds."""
+    shares = [float(column.name.removesuffix(" %")) for column in table.columns]
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.6))
+        drawn = 0
+        for number, row in enumerate(table.rows):
+            points = [
+                (share, column.cells[row].scores["f1"])
+                for share, column in zip(shares, table.columns, strict=True)
+                if row in column.cells and column.cells[row].runs
+            ]
+            if not points:
+                continue
+            drawn += 1
+            x = np.array([share for share, _ in points])
+            mean, deviation = (np.array([part(values) for _, values in points]) for part in (np.mean, np.std))
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=row)
+            axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+        if not drawn:
+            plt.close(figure)
+            return ""
+        axes.set_xticks(shares, [f"{share:g}" for share in shares])
+        axes.set_xlabel("training data, per cent")
+        axes.set_ylabel("test F1, mean and one std over seeds")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, labelcolor="linecolor")
+        return _svg(figure, f"{table.title}: F1 over the share of training data")
