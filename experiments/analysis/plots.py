@@ -8,13 +8,12 @@ import re
 
 import matplotlib as mpl
 import numpy as np
-
-mpl.use("svg")
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis.tables import Column, Table
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell lines apart in print.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a05195")
@@ -38,10 +37,15 @@ def plot_of(table: Table) -> list[str]:
     return [svg for column in table.columns if (svg := _points(column, table.reference))]
 
 
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of one plot, height in inches. Not pyplot's, which would keep it."""
+    figure = Figure(figsize=(6.4, height))
+    return figure, figure.subplots()
+
+
 def _svg(figure: Figure, label: str) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     return re.sub("<svg ", f'<svg role="img" aria-label="{label}" ', text, count=1)
@@ -53,7 +57,7 @@ def _points(column: Column, reference: str) -> str:
     if len(rows) < 2:
         return ""
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.26 * len(rows)))
+        figure, axes = _figure(0.6 + 0.26 * len(rows))
         for place, (row, cell) in enumerate(rows.items()):
             values = cell.scores["f1"]
             colour = COLOURS[1] if row == reference else COLOURS[0]
@@ -78,7 +82,7 @@ def _curve(table: Table) -> str:
     """F1 over the share of the training data, a band of one deviation over seeds."""
     shares = [float(column.name.removesuffix(" %")) for column in table.columns]
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 3.6))
+        figure, axes = _figure(3.6)
         drawn = 0
         for number, row in enumerate(table.rows):
             points = [
@@ -95,7 +99,6 @@ def _curve(table: Table) -> str:
             axes.plot(x, mean, color=colour, marker=marker, markersize=5, label=row)
             axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
         if not drawn:
-            plt.close(figure)
             return ""
         axes.set_xticks(shares, [f"{share:g}" for share in shares])
         axes.set_xlabel("training data, per cent")

@@ -124,7 +124,7 @@ def make_table(
         comparisons, holm([cells[row].comparison.p_value for cells, row in comparisons]), strict=True
     ):
         cells[row] = dataclasses.replace(cells[row], corrected=value)
-    finished = tuple(Column(name, cells, _about(runs), _marks(runs)) for name, cells, runs in made)
+    finished = tuple(Column(name, cells, _about(name, runs), _marks(runs)) for name, cells, runs in made)
     return Table(title, finished, reference, **fields)
 
 
@@ -211,12 +211,12 @@ def _answers(value) -> set[tuple]:
     return {(span["start"], span["end"], span["label"]) for span in value}
 
 
-def _about(runs: Sequence[Run]) -> str:
+def _about(name: str, runs: Sequence[Run]) -> str:
     """Data, labels and hashes of a column; of the first run, for all read the same test set."""
     if not runs:
         return "no run"
     report = runs[0].report
-    parts = [report["dataset"]]
+    parts = [] if report["dataset"] == name else [f"data set {report['dataset']}"]
     if "label_version" in report:
         parts.append(f"labels of test: {report['label_version']}, SHA-256 {report['labels_sha256']['test'][:12]}…")
     hashes = sorted({run.report["data"].get("files", {}).get("test.jsonl", "")[:12] for run in runs} - {""})

@@ -180,10 +180,9 @@ def latex(tables: Sequence[Table]) -> str:
     """All tables as LaTeX with booktabs; ``\\usepackage{booktabs}`` is all that they need."""
     parts = []
     for number, (kind, grid) in enumerate(((t.view, g) for t in tables for g in grids_of(t)), 1):
-        rows = [[_latex_text(cell) for cell in line] for line in grid.lines]
-        body = tabulate(
-            rows, [_latex_text(cell) for cell in grid.header], tablefmt="latex_booktabs_raw", disable_numparse=True
-        )
+        body = tabulate(grid.lines, grid.header, tablefmt="latex_booktabs", disable_numparse=True)
+        for character, command in _LATEX.items():
+            body = body.replace(character, command)
         caption = " ".join(_latex_text(line) for line in (f"{grid.title}.", *grid.caption))
         parts += [
             "\\begin{table}", "  \\centering", "\n".join(f"  {line}" for line in body.splitlines()),
