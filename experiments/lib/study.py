@@ -17,7 +17,8 @@ class Places:
     """What the command line says of data, weights and seeds.
 
     data: folder of prepared data sets, each in a folder by its name (twitter2015, twitter2017, mnre; demo,
-    demo-relations, demo-pairs of the generated worlds). Encoders: folders or names of a hub; empty for the demo.
+    demo-relations, demo-pairs of the generated worlds). Encoders: folders or names of a hub, estimator_encoder of a
+    ViLT; empty for the demo.
     seeds: of every row. settings: keys for every training, set after those of the study (``--set=epochs=2``).
     """
 
@@ -25,6 +26,7 @@ class Places:
     text_encoder: str = ""
     picture_encoder: str = ""
     clip_encoder: str = ""
+    estimator_encoder: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
