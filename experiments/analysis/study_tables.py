@@ -28,7 +28,7 @@ def tables_of(study: Study, workdir: Path) -> list[Table]:
 
 def _table(study: Study, workdir: Path, trainings: Iterable[Training], curve: str = "") -> Table:
     columns: dict[str, dict[str, list[Run]]] = {}
-    missing = []
+    missing: dict[tuple[str, str], list[int]] = {}
     for training in trainings:
         name = training.column.rpartition(", ")[2] if curve else training.column
         rows = columns.setdefault(name, {})
@@ -37,7 +37,7 @@ def _table(study: Study, workdir: Path, trainings: Iterable[Training], curve: st
         if (folder / REPORT).exists():
             runs.append(read_run(folder))
         else:
-            missing.append(training.name)
+            missing.setdefault((training.column, training.row), []).append(training.seed)
     return make_table(
         f"{study.title}: {curve}" if curve else study.title,
         columns,
@@ -46,6 +46,6 @@ def _table(study: Study, workdir: Path, trainings: Iterable[Training], curve: st
         keep=None if study.subset == "all" else SUBSETS[study.subset],
         view=study.view,
         per_label=study.per_label,
-        missing=tuple(missing),
+        missing=tuple(f"{row} on {name}, seeds {seeds}" for (name, row), seeds in missing.items()),
         notes=study.notes,
     )

@@ -233,19 +233,17 @@ def html(tables: Sequence[Table], title: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    sections = [
-        {"table": table, "plots": plot_of(table), "grids": grids_of(table), "marks": _marks(table)} for table in tables
-    ]
-    marks = list(dict.fromkeys(mark for section in sections for mark in section["marks"]))
+    sections = [{"table": table, "plots": plot_of(table), "grids": grids_of(table)} for table in tables]
     page = environment.get_template("report.html")
-    return page.render(title=title, sections=sections, marks=marks, version=__version__)
+    return page.render(title=title, sections=sections, marks=_marks(tables), version=__version__)
 
 
-def _marks(table: Table) -> list[str]:
-    found: dict[str, list[str]] = {}
-    for column in table.columns:
+def _marks(tables: Sequence[Table]) -> list[str]:
+    """Each mark once, with the columns that have it."""
+    found: dict[str, dict[str, None]] = {}
+    for column in (column for table in tables for column in table.columns):
         for mark in column.marks:
-            found.setdefault(mark, []).append(column.name)
+            found.setdefault(mark, {})[column.name] = None
     return [f"{mark} ({', '.join(names)})" for mark, names in found.items()]
 
 

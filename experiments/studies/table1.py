@@ -9,7 +9,7 @@ def get_study(places: Places) -> Study:
     sets = data_sets(places)
     trainings = tuple(
         training(places, data, row, seed)
-        for seed in places.seeds for data in sets for row in METHODS if has_task(row, data.task)
+        for seed in places.seeds for row in METHODS for data in sets if has_task(row, data.task)
     )  # fmt: skip
     return Study(
         "Table 1: all methods", trainings, reference=TMR, per_label=True, published=PUBLISHED,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tmrjax.tasks.comparison import counts_of_entities, counts_of_relations, micro_f1, paired_bootstrap
+from tmrjax.tasks.comparison import counts_of_entities, counts_of_relations, holm, micro_f1, paired_bootstrap
 
 
 def runs(generator, rate, posts=200, seeds=3, gold=None):
@@ -69,3 +69,20 @@ def test_other_test_sets_are_refused():
         paired_bootstrap(runs(generator, 0.6), runs(generator, 0.6, posts=100))
     with pytest.raises(ValueError, match="different test sets"):
         paired_bootstrap(runs(generator, 0.6), runs(generator, 0.6, gold=np.full(200, 1.0)))
+
+
+def test_holm_rejects_what_its_steps_reject():
+    """The corrected value is at most a exactly where Holm's procedure at level a rejects."""
+    generator = np.random.default_rng(5)
+    for size in (1, 2, 7):
+        values = generator.uniform(size=size) ** 3
+        corrected = holm(values)
+        for level in (0.01, 0.05, 0.2, 0.9):
+            rejected, left = set(), size
+            for index in np.argsort(values):
+                if values[index] > level / left:
+                    break
+                rejected.add(int(index))
+                left -= 1
+            assert {index for index, value in enumerate(corrected) if value <= level} == rejected
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and holm([]) == []
