@@ -26,14 +26,13 @@ from typing import Any
 import numpy as np
 
 from experiments.configs import mner, mre
+from experiments.lib.launchers.local import ONE_CORE
 from tmrjax.methods import find_method, known_methods
 from tmrjax.methods.base import options_of
 from tmrjax.tasks.comparison import counts_of_entities, counts_of_relations, paired_bootstrap
 
 REFERENCE = "tmr"
 TEXT_ONLY = "text only"
-# One core a process: two tiny trainings side by side take less time than one after the other.
-ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 @dataclasses.dataclass(frozen=True)

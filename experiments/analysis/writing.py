@@ -153,14 +153,14 @@ def _labels(table: Table, column) -> Grid:
 
 def markdown(tables: Sequence[Table]) -> str:
     """All tables as Markdown."""
-    parts = []
-    for table in tables:
-        for grid in grids_of(table):
-            rows = [[cell.replace("|", "\\|") for cell in line] for line in grid.lines]
-            head = [cell.replace("|", "\\|") for cell in grid.header]
-            body = tabulate(rows, head, tablefmt="github", disable_numparse=True)
-            parts += [f"## {grid.title}", "", body, "", *(f"{line}  " for line in grid.caption), ""]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n\n".join(markdown_grid(grid) for table in tables for grid in grids_of(table)) + "\n"
+
+
+def markdown_grid(grid: Grid) -> str:
+    """One of them, title and caption included."""
+    header, *rows = [[cell.replace("|", "\\|") for cell in line] for line in (grid.header, *grid.lines)]
+    body = tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    return "\n".join([f"## {grid.title}", "", body, "", *(f"{line}  " for line in grid.caption)]).rstrip()
 
 
 _LATEX = {"±": "$\\pm$", "–": "--", "…": "\\ldots{}", "²": "$^2$"}

@@ -5,11 +5,26 @@ A study is a plain Python file with ``get_study(places) -> Study``; those that s
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import importlib
+import importlib.util
+import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.lib.command import one_line
+from experiments.lib.settings import check_settings
+from experiments.lib.workdirs import read_json
+from tmrjax.training.checkpoints import config_difference
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = {"ner": "mner.py", "re": "mre.py", "mde": "mde.py"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +89,80 @@ class Study:
     per_label: bool = False
     published: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def load_study(path: Path, places: Places) -> Study:
+    """The study of a Python file, checked: every config can be built, no training is there twice.
+
+    A study is code, as a config is: run only files that you trust. Raises ValueError that names the file and, of a
+    wrong setting, row, column and key.
+    """
+    if not path.is_file():
+        raise ValueError(f"--study={path}: no such file; expected a Python file with get_study(places)")
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, "get_study", None)):
+        raise ValueError(f"{path}: has no function get_study(places) that returns an experiments.lib.study.Study")
+    study = module.get_study(places)
+    if not isinstance(study, Study) or not study.trainings:
+        raise ValueError(f"{path}: get_study returned {study!r:.80}; expected a Study with at least one training")
+    names = collections.Counter(training.name for training in study.trainings)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} is there {names[twice[0]]} times; a row has each column and seed once")
+    for training in study.trainings:
+        try:
+            check_settings(config_of(training))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: row {training.row!r}, column {training.column!r}: {one_line(error)}") from error
+    return study
+
+
+def config_of(training: Training) -> ConfigDict:
+    """The config of a training, as its command builds it.
+
+    Raises ValueError for a config that is not there, KeyError for a key that it does not have, TypeError for a value of
+    another kind.
+    """
+    file, _, name = training.config.partition(":")
+    path = ROOT / "experiments" / "configs" / file
+    if not file.endswith(".py") or not path.is_file():
+        raise ValueError(f"the config {training.config!r}: no file {file!r} in experiments/configs")
+    module = importlib.import_module(f"experiments.configs.{path.stem}")
+    given = {"method": training.settings["method"]} if "method" in training.settings else {}
+    config = module.get_config(*([name] if name else []), **given)
+    config.update_from_flattened_dict({**training.settings, "seed": training.seed})
+    return config
+
+
+def command_of(training: Training, workdir: Path) -> list[str]:
+    """The command that trains: the one that a user would write."""
+    command = COMMANDS[config_of(training).task]
+    settings = {**training.settings, "seed": training.seed}
+    return [
+        sys.executable,
+        str(ROOT / "experiments" / command),
+        f"--config={ROOT / 'experiments' / 'configs' / training.config}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def require_own(study: Study, workdir: Path) -> None:
+    """Raise ValueError with what differs where a training's workdir was begun with other settings than the study's."""
+    for training in study.trainings:
+        path = workdir / training.name / "config.json"
+        if not path.exists():
+            continue
+        begun = {key: value for key, value in read_json(path, "remove its workdir").items() if key != "dataset"}
+        difference = config_difference(begun, json.loads(json.dumps(config_of(training).to_dict())))
+        if difference:
+            raise ValueError(
+                f"{path.parent} was begun with other settings; take another --workdir, or remove it. They differ in:"
+                "\n  " + "\n  ".join(difference)
+            )

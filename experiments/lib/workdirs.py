@@ -91,6 +91,21 @@ def claimed_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+def is_locked(workdir: Path) -> bool:
+    """Whether a living process of this host has claimed ``workdir``; writes nothing."""
+    path = workdir / LOCK
+    if fcntl is None or not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     with (workdir / LOCK).open("a+", encoding="utf-8") as file:

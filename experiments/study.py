@@ -1,0 +1,183 @@
+"""Run a study: all its trainings, here or on SLURM, and its tables.
+
+python experiments/study.py --study=experiments/studies/table1.py --workdir=runs/paper --data=data \
+    --text-encoder=BERT --picture-encoder=RESNET50 [--clip-encoder=CLIP] [--seeds=0,1,2] [--set=epochs=3]
+
+--data holds prepared data sets by their names (twitter2015, twitter2017, mnre, or the demo's); a study takes those
+that are there. What is done is not done again; a training that fails does not end the others and is listed at the end;
+Ctrl-C saves, and the same command goes on. Studies may share a workdir: a training that two of them have is done once.
+Tables are written to WORKDIR/NAME.md, .tex, .csv and .html, with what is finished so far.
+
+--status only says what is done, running, failed. --launcher=slurm submits one array of jobs and returns (--wait: does
+not); jobs that are preempted or out of time save, are requeued and go on. Call it again for the tables.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments.lib import command
+from experiments.lib.launchers import slurm
+from experiments.lib.launchers.local import run_local
+from experiments.lib.launchers.states import DONE, FAILED, STATES, Place, failure_of, figure_of, state_of
+from experiments.lib.study import Places, Study, command_of, load_study, require_own
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Flags of this command."""
+    command.define_flags()
+    FLAGS.set_default("compile_cache", False)  # each training has its own flag; nothing is compiled here
+    flags.DEFINE_string("study", None, "Python file of the study, as experiments/studies/table1.py.")
+    flags.DEFINE_string("workdir", None, "Folder of the study; a training has a folder below it.")
+    flags.DEFINE_string("data", None, "Folder of prepared data sets, each in a folder by its name.")
+    flags.DEFINE_string("text_encoder", "", "Folder or hub name of a BERT.")
+    flags.DEFINE_string("picture_encoder", "", "Folder or hub name of a ResNet.")
+    flags.DEFINE_string("clip_encoder", "", "Folder or hub name of a CLIP (MKGformer).")
+    flags.DEFINE_string("estimator_encoder", "", "Folder of a ViLT (table 3).")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
+    flags.DEFINE_list("rows", [], "Only these rows of the study; all unless given.")
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE for the config of every training; may be repeated.")
+    flags.DEFINE_bool("status", False, "Say what is done, running, failed, and do nothing.")
+    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where trainings run.")
+    flags.DEFINE_integer("jobs", 1, "Trainings at a time.", lower_bound=1)
+    flags.DEFINE_bool("wait", False, "SLURM: return when the queue has no job of the study any more.")
+    for name, about in (("partition", "Partition."), ("account", "Account.")):
+        flags.DEFINE_string(name, "", f"SLURM: {about}")
+    flags.DEFINE_integer("gpus", 0, "SLURM: GPUs of a training.", lower_bound=0)
+    flags.DEFINE_integer("cpus", 1, "SLURM: cores of a process.", lower_bound=1)
+    flags.DEFINE_float("memory_gb", 0, "SLURM: memory of a training in GB; the cluster's own unless given.")
+    flags.DEFINE_integer("minutes", 24 * 60, "SLURM: time of a job; then it is requeued and goes on.", lower_bound=1)
+    flags.DEFINE_integer("tasks", 1, "SLURM: processes of a training, by jax.distributed.", lower_bound=1)
+    flags.DEFINE_multi_string("setup", [], "SLURM: shell command before a job, such as a module load; may be repeated.")
+
+
+def places_from_flags() -> Places:
+    """What the command line says; raises ValueError for a seed or a setting that cannot be read."""
+    if any(not seed.strip().isdigit() for seed in FLAGS.seeds):
+        raise ValueError(f"--seeds={','.join(FLAGS.seeds)}; expected whole numbers, as 0,1,2")
+    if not FLAGS.data or not Path(FLAGS.data).is_dir():
+        raise ValueError(f"--data={FLAGS.data}: no such folder; expected one with prepared data sets")
+    return Places(
+        Path(FLAGS.data),
+        text_encoder=FLAGS.text_encoder,
+        picture_encoder=FLAGS.picture_encoder,
+        clip_encoder=FLAGS.clip_encoder,
+        estimator_encoder=FLAGS.estimator_encoder,
+        seeds=tuple(int(seed) for seed in FLAGS.seeds),
+        settings=dict(map(setting_of, FLAGS.set)),
+    )
+
+
+def setting_of(text: str) -> tuple[str, Any]:
+    """``epochs=3`` -> ("epochs", 3): a Python literal, else a text."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"--set={text}: expected KEY=VALUE, as --set=epochs=3")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def only(study: Study, rows: list[str]) -> Study:
+    """The study with some of its rows; raises ValueError for a row that it does not have."""
+    known = list(dict.fromkeys(training.row for training in study.trainings))
+    unknown = [row for row in rows if row not in known]
+    if unknown:
+        raise ValueError(f"--rows: no row {unknown[0]!r}; those of the study are {', '.join(known)}")
+    kept = tuple(training for training in study.trainings if not rows or training.row in rows)
+    return dataclasses.replace(study, trainings=kept)
+
+
+def show_status(study: Study, workdir: Path) -> None:
+    """A line a training that is not waiting, and counts."""
+    queue = slurm.queue_of(workdir)
+    counts = collections.Counter()
+    for training in study.trainings:
+        place = Place(workdir / training.name)
+        state = state_of(place, queue.get(training.name, ""))
+        counts[state] += 1
+        more = {DONE: figure_of, FAILED: failure_of}.get(state, lambda place: "")(place)
+        print(f"{state:8} {training.column}, {training.row}, seed {training.seed}{f': {more}' if more else ''}")
+    print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+
+
+def write_report(study: Study, workdir: Path, name: str) -> None:
+    """The tables of what is finished; nothing where nothing is."""
+    from experiments.analysis.study_tables import tables_of
+    from experiments.analysis.writing import grids_of, markdown_grid, write_tables
+
+    if not any(state_of(Place(workdir / training.name)) == DONE for training in study.trainings):
+        return
+    tables = tables_of(study, workdir)
+    for table in tables:
+        print(f"\n{markdown_grid(grids_of(table)[0])}")
+    paths = write_tables(tables, workdir / name, study.title)
+    print(f"\nwrote {', '.join(map(str, paths))}", flush=True)
+
+
+def run_study(study: Study, workdir: Path, name: str, *, jobs: int = 1) -> list[str]:
+    """Train here what is not done, write the tables; returns the names of the trainings that are not done."""
+    first_seeds_first = sorted(study.trainings, key=lambda training: study_seed(study, training.seed))
+    places = [(training.name, Place(workdir / training.name)) for training in first_seeds_first]
+    commands = [command_of(training, workdir / training.name) for training in first_seeds_first]
+    states = run_local([(*place, made) for place, made in zip(places, commands, strict=True)], at_once=jobs)
+    write_report(study, workdir, name)
+    return [training for training, state in states.items() if state != DONE]
+
+
+def study_seed(study: Study, seed: int) -> int:
+    """The place of a seed among those of the study."""
+    return list(dict.fromkeys(training.seed for training in study.trainings)).index(seed)
+
+
+def main(_) -> None:
+    """Flags in, trainings and tables out."""
+    path, workdir = Path(FLAGS.study), Path(FLAGS.workdir)
+    study = only(load_study(path, places_from_flags()), FLAGS.rows)
+    if FLAGS.status:
+        show_status(study, workdir)
+        return
+    require_own(study, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if FLAGS.launcher == "local":
+        undone = run_study(study, workdir, path.stem, jobs=FLAGS.jobs)
+    else:
+        options = slurm.SlurmOptions(
+            FLAGS.partition, FLAGS.account, FLAGS.gpus, FLAGS.cpus, FLAGS.memory_gb, FLAGS.minutes, FLAGS.tasks,
+            tuple(FLAGS.setup),
+        )  # fmt: skip
+        jobs = [(t.name, Place(workdir / t.name), command_of(t, (workdir / t.name).resolve())) for t in study.trainings]
+        submitted = slurm.submit(workdir, jobs, options, at_once=FLAGS.jobs)
+        print(f"submitted {len(submitted)} of {len(jobs)} trainings to SLURM; --status says how they are", flush=True)
+        if not FLAGS.wait:
+            write_report(study, workdir, path.stem)
+            return
+        slurm.wait(workdir)
+        write_report(study, workdir, path.stem)
+        undone = [name for name, place, _ in jobs if state_of(place) != DONE]
+    if undone:
+        print(f"\n{len(undone)} of {len(study.trainings)} trainings are not done:", file=sys.stderr)
+        for name in undone:
+            place = Place(workdir / name)
+            state = state_of(place)
+            why = f", {failure_of(place)}; see {place.log}" if state == FAILED else ""
+            print(f"  {name}: {state}{why}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.mark_flags_as_required(["study", "workdir", "data"])
+    command.run(main)

@@ -1,0 +1,224 @@
+"""Studies: files that are refused, trainings that fail, stop and go on, tables at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from data_prep.make_demo import make_demo
+from experiments.lib.launchers.local import run_local
+from experiments.lib.launchers.states import Place, state_of
+from experiments.lib.study import Places, Study, Training, command_of, config_of, load_study, require_own
+from experiments.study import only, setting_of
+from tests.experiments.fabricated_runs import entity_rows, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = """
+from experiments.lib.study import Study, Training
+
+def get_study(places):
+    settings = {"data.root": str(places.data / "demo"), "method": "bert_crf", **places.settings}
+    return Study("Small", tuple(Training(row, "demo", "mner.py:demo", settings, seed)
+                                for seed in places.seeds for row in ("one", "two")), reference="one")
+"""
+
+
+def study_file(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "small.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "no function get_study"),
+        ("import nowhere_at_all", "ModuleNotFoundError"),
+        (STUDY.replace('"method": "bert_crf"', '"method": "bert_crf", "model.dropuot": 0.1'), "dropuot.*dropout"),
+        (STUDY.replace('"method"', '"lr_fusion": -1.0, "method"'), "lr_fusion is -1.0"),
+        (STUDY.replace('"method"', '"epochs": "many", "method"'), "row 'one', column 'demo'"),
+        (STUDY.replace("mner.py:demo", "mnre.py:demo"), "no file 'mnre.py'"),
+        (STUDY.replace("mner.py:demo", "mner.py:demos"), "'demos'; choose one of"),
+        (STUDY.replace('("one", "two")', '("one", "one")'), "is there 2 times"),
+        ("def get_study(places):\n    return []\n", "expected a Study"),
+    ],
+)
+def test_a_faulty_study_is_refused_before_anything_is_trained(tmp_path, text, said):
+    with pytest.raises(ValueError, match=said) as error:
+        load_study(study_file(tmp_path, text), Places(tmp_path))
+    assert "small.py" in str(error.value)
+
+
+def test_a_study_that_is_not_there_and_rows_that_it_lacks(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        load_study(tmp_path / "none.py", Places(tmp_path))
+    study = load_study(study_file(tmp_path), Places(tmp_path, seeds=(3, 4)))
+    assert [(t.row, t.seed) for t in only(study, ["two"]).trainings] == [("two", 3), ("two", 4)]
+    with pytest.raises(ValueError, match="'three'; those of the study are one, two"):
+        only(study, ["three"])
+
+
+def test_settings_of_the_command_line():
+    given = ["epochs=3", "model.grains=('fine',)", "method=umt", "data.root=a b", "model.use_scores=False"]
+    assert dict(map(setting_of, given)) == {
+        "epochs": 3, "model.grains": ("fine",), "method": "umt", "data.root": "a b", "model.use_scores": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        setting_of("epochs")
+
+
+def test_the_command_builds_the_very_config(monkeypatch):
+    """Tuples, truth values and numbers survive the way through the command line."""
+    settings = {
+        "method": "tmr", "model.grains": ("fine",), "model.use_scores": False, "data.fraction": 0.05,
+        "data.root": "some folder/data", "rates": (("crf/.*", 0.05),), "epochs": 3,
+    }  # fmt: skip
+    training = Training("TMR", "x", "mner.py:demo", settings, 7)
+    command = command_of(training, Path("w"))
+    monkeypatch.setattr(sys, "argv", command[1:])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(command[1:])
+    assert values.config.to_dict() == config_of(training).to_dict() and values.config.seed == 7
+    assert values.workdir == "w" and command[1].endswith("experiments/mner.py")
+
+
+def test_a_training_of_other_settings_is_no_part_of_the_study(tmp_path):
+    training = Training("TMR", "x", "mner.py:demo", {"epochs": 3}, 0)
+    study = Study("s", (training,))
+    config = json.loads(json.dumps(config_of(training).to_dict()))
+    (tmp_path / training.name).mkdir(parents=True)
+    path = tmp_path / training.name / "config.json"
+    path.write_text(json.dumps(config | {"dataset": {}}))
+    require_own(study, tmp_path)
+    path.write_text(json.dumps(config | {"dataset": {}, "epochs": 4}))
+    with pytest.raises(ValueError, match=r"other settings(.|\n)*epochs"):
+        require_own(study, tmp_path)
+
+
+# ------------------------------------------------------------------ launching; scripts stand for trainings
+
+SCRIPT = """
+import os, pathlib, signal, sys, time
+workdir, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
+workdir.mkdir(parents=True, exist_ok=True)
+def stop(signum, frame):
+    (workdir / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+(workdir / "config.json").write_text("{}")
+print("flags", os.environ.get("XLA_FLAGS"), flush=True)
+if kind == "fails":
+    sys.exit("umt: the disk is full")
+while kind == "waits" and not (workdir / "saved").exists():
+    time.sleep(0.02)
+(workdir / "report.json").write_text('{"task": "ner", "test": {"f1": 0.5}}')
+"""
+
+
+def job(folder: Path, name: str, kind: str) -> tuple[str, Place, list[str]]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    place = Place(folder / "work" / name)
+    return name, place, [sys.executable, str(script), str(place.workdir), kind]
+
+
+def test_a_failure_does_not_end_the_others_and_is_tried_again(tmp_path):
+    jobs = [job(tmp_path, "a", "good"), job(tmp_path, "b", "fails"), job(tmp_path, "c", "good")]
+    said = []
+    assert run_local(jobs, at_once=2, say=said.append) == {"a": "done", "b": "failed", "c": "done"}
+    (failure,) = [line for line in said if "FAILED" in line]
+    assert "umt: the disk is full" in failure and "b.log" in failure and any("test F1 50.00" in line for line in said)
+    assert state_of(jobs[1][1]) == "failed" and "multi_thread_eigen=false" in jobs[0][1].log.read_text()
+    before = jobs[0][1].log.read_bytes()
+    said.clear()
+    assert run_local([jobs[0], job(tmp_path, "b", "good")], say=said.append) == {"a": "done", "b": "done"}
+    assert len(said) == 1 and jobs[0][1].log.read_bytes() == before  # what is done is not done again
+    assert not jobs[1][1].failure.exists()
+
+
+def test_sigterm_lets_trainings_save_and_the_same_call_goes_on(tmp_path):
+    names = ("a", "b", "c")
+    jobs = [job(tmp_path, name, "waits") for name in names]
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom experiments.lib.launchers.local import run_local\n"
+        "from experiments.lib.launchers.states import Place\n"
+        f"jobs = [(n, Place(Path(w)), c) for n, w, c in {[(n, str(p.workdir), c) for n, p, c in jobs]!r}]\n"
+        "print(run_local(jobs, at_once=2), flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, str(program)], env=environment, stdout=subprocess.PIPE, text=True)
+    while not all((jobs[i][1].workdir / "config.json").exists() for i in range(2)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0].splitlines()[-1] == str({"a": "stopped", "b": "stopped", "c": "waiting"})
+    assert [state_of(place) for _, place, _ in jobs] == ["stopped", "stopped", "waiting"]
+    (jobs[2][1].workdir).mkdir()
+    (jobs[2][1].workdir / "saved").touch()
+    assert set(run_local(jobs, say=lambda line: None).values()) == {"done"}
+
+
+def test_a_training_that_another_process_runs_is_left_to_it(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    one = job(tmp_path, "a", "good")
+    one[1].workdir.mkdir(parents=True)
+    with (one[1].workdir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state_of(one[1]) == "running" and run_local([one]) == {"a": "running"}
+    assert state_of(one[1]) == "waiting"
+
+
+# ------------------------------------------------------------------ the command
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "experiments" / "study.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_trains_says_how_it_stands_and_writes_tables(tmp_path):
+    make_demo(tmp_path / "data" / "demo", posts=60, seed=1)
+    text = STUDY.replace('("one", "two"))', '("one",))')
+    arguments = [
+        f"--study={study_file(tmp_path, text)}", f"--workdir={tmp_path / 'work'}", f"--data={tmp_path / 'data'}",
+        "--seeds=0", "--set=epochs=1", "--set=batch_size=8", "--set=data.max_pieces=40", "--set=data.buckets=(40,)",
+    ]  # fmt: skip
+    done = call(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "[1/1] demo/one/seed-0: test F1" in done.stdout and "## Small" in done.stdout
+    assert "SYNTHETIC" in (tmp_path / "work" / "small.md").read_text() and (tmp_path / "work" / "small.html").exists()
+    other = call(*arguments, "--set=epochs=2")
+    assert other.returncode == 1 and other.stderr.startswith("study: ") and "other settings" in other.stderr
+
+
+def test_unfinished_trainings_are_listed_and_the_status_is_1(tmp_path):
+    (tmp_path / "demo").mkdir()  # without a data set, so every training fails
+    work = tmp_path / "work"
+    (write_run(work / "demo" / "one" / "seed-0", entity_rows([1, 2])) / "config.json").unlink()
+    arguments = (f"--study={study_file(tmp_path)}", f"--workdir={work}", f"--data={tmp_path}", "--seeds=0")
+    done = call(*arguments, "--rows=two")
+    assert done.returncode == 1 and "1 of 1 trainings are not done" in done.stderr and "dataset.json" in done.stderr
+    lines = call(*arguments, "--status").stdout.splitlines()
+    assert lines[0] == "done     demo, one, seed 0: test F1 50.00" and lines[-1] == "1 done, 1 failed"
+    assert lines[1].startswith("failed   demo, two, seed 0: exit status 1") and "dataset.json" in lines[1]
+
+
+def test_slurm_without_its_parts_is_a_clear_error(tmp_path, monkeypatch):
+    from experiments.lib.launchers import slurm
+
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"no sbatch on PATH.*--launcher=local"):
+        slurm.require_slurm()
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match="needs the package submitit"):
+        slurm.require_slurm()
