@@ -40,8 +40,8 @@ PUBLISHED_NOTE = (
 NOTES = (
     "No row reads a picture of MNRE. All have the same text, labels, splits, text encoder and number of epochs.",
     "Third crop: one number a post, whether the released list of crops has a third entry. Grey pictures: one constant "
-    "picture for all posts. Released crops: a grey region for each crop that the list names, up to three, and zeros for "
-    "those that lack, as the released code fills them. Clean: three grey regions in every post.",
+    "picture for all posts. Released crops: a grey region for each crop that the list names, up to three, and zeros "
+    "for those that lack, as the released code fills them. Clean: three grey regions in every post.",
     "The table shows what the files allow a model to read. It does not show what a published model did read.",
     PUBLISHED_NOTE,
 )
