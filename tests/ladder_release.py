@@ -1,4 +1,4 @@
-"""A small made-up release in the form of TMR-RE/data; its crop lists and phrases tell the label, as the real ones do."""
+"""A small made-up release in the form of TMR-RE/data. Its crop lists and phrases tell the label, as the real do."""
 
 import json
 
