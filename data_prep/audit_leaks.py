@@ -13,7 +13,8 @@ What the post's own text tells is no leak: words of the phrases, the number of p
 made from text and picture, are held against the bag of the post's words as well as against the majority class. So are
 the places of regions: where a box lies may tell what a picture shows, as words do, but hardly more. The same holds for
 the labels of objects and the alignment of words and objects, not for the number of objects. These have rows where the
-records have objects, and what leaks there asks for `leaky_regions` too.
+records have objects, and what leaks there asks for `leaky_regions` too. So does the number of released crops, where a
+record has it (data_prep/make_ladder.py).
 
 What is predicted: the relation of a post (RE, none for ``None``) or the set of its entity types (NER), and beside it
 whether there is anything at all, a relation or an entity.
@@ -52,6 +53,7 @@ GRID = 4  # steps per side into which boxes are rounded
 REGION_KINDS = ("regions", "generated regions")
 NUM_OBJECTS = 10  # of a picture that a model reads
 OBJECTS_ROW = f"number of objects (of the first {NUM_OBJECTS})"
+CROPS_ROW = "number of released crops"
 PHRASES, REGIONS = "leaky_phrases", "leaky_regions"  # the marks of `dataset.json`
 
 PREDICTED = {
@@ -169,6 +171,11 @@ def number_of_objects(record: Record) -> Features:
     return (len(_objects(record)),)
 
 
+def number_of_crops(record: Record) -> Features:
+    """How many crops a released list named, where a record says so."""
+    return (record.sides.get("crops"),)
+
+
 def labels_of_objects(record: Record) -> Features:
     """What they are called."""
     return tuple(_objects(record))
@@ -224,6 +231,8 @@ def _probes(train: Sequence[Record]) -> list[_Probe]:
             f"places of {what}", NaiveBayes, places_of_regions(bool(generated)), against=(number, TEXT), mark=REGIONS
         )
         probes += [_Probe(number, Lookup, number_of_regions(bool(generated)), mark=REGIONS), places]
+    if any("crops" in record.sides for record in train):
+        probes.append(_Probe(CROPS_ROW, Lookup, number_of_crops, mark=REGIONS))
     if any("objects" in record.sides for record in train):
         against = (OBJECTS_ROW, TEXT)
         probes += [
