@@ -5,7 +5,7 @@ NEWEST ?= .venv-newest
 RUN = $(VENV)/bin/python
 DEMO = runs/demo
 
-.PHONY: demo demo-relations demo-full test test-slow test-newest lint clean
+.PHONY: demo demo-relations demo-full paper test test-slow test-newest lint clean
 
 # Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
 demo: $(VENV)/.installed
@@ -37,6 +37,23 @@ demo-full: $(VENV)/.installed
 	$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/unscored --config.model.use_scores=False
 	$(RUN) -m benchmarks.demo_scores $(DEMO)
 
+# The paper's tables and figures as one report. DATA: folder of prepared sets; TEXT_ENCODER, PICTURE_ENCODER,
+# CLIP_ENCODER, ESTIMATOR_ENCODER: folders or hub names; without DATA small demo worlds. OPTIONS: of experiments/study.py.
+PAPER = runs/paper
+SMALL = --set=epochs=4 --set=steps=300 --set=evaluate_every=100 --seeds=0
+paper: $(VENV)/.studies
+ifndef DATA
+	test -f $(PAPER)/data/demo/dataset.json || $(RUN) data_prep/make_demo.py --out=$(PAPER)/data/demo --posts=480
+	test -f $(PAPER)/data/demo-relations/dataset.json || \
+		$(RUN) data_prep/make_demo.py --out=$(PAPER)/data/demo-relations --posts=480 --task=re
+	test -f $(PAPER)/data/demo-pairs/corpus.json || \
+		$(RUN) data_prep/make_divergence_demo.py --out=$(PAPER)/data/demo-pairs --pairs=800
+endif
+	$(RUN) experiments/study.py --workdir=$(PAPER) --data=$(or $(DATA),$(PAPER)/data) \
+		$(foreach name,table1 table2 table3 figure4,--study=experiments/studies/$(name).py) \
+		--text-encoder=$(TEXT_ENCODER) --picture-encoder=$(PICTURE_ENCODER) --clip-encoder=$(CLIP_ENCODER) \
+		--estimator-encoder=$(ESTIMATOR_ENCODER) $(if $(DATA),,$(SMALL)) $(OPTIONS)
+
 test: $(VENV)/.tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -57,6 +74,10 @@ lint: $(VENV)/.tested
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.studies: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[studies]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

@@ -1,12 +1,12 @@
-"""Run a study: all its trainings, here or on SLURM, and its tables.
+"""Run studies: all their trainings, here or on SLURM, and their tables.
 
 python experiments/study.py --study=experiments/studies/table1.py --workdir=runs/paper --data=data \
     --text-encoder=BERT --picture-encoder=RESNET50 [--clip-encoder=CLIP] [--seeds=0,1,2] [--set=epochs=3]
 
 --data holds prepared data sets by their names (twitter2015, twitter2017, mnre, or the demo's); a study takes those
 that are there. What is done is not done again; a training that fails does not end the others and is listed at the end;
-Ctrl-C saves, and the same command goes on. Studies may share a workdir: a training that two of them have is done once.
-Tables are written to WORKDIR/NAME.md, .tex, .csv and .html, with what is finished so far.
+Ctrl-C saves, and the same command goes on. Tables are written to WORKDIR/NAME.md, .tex, .csv and .html, with what is
+finished so far; of several studies also to WORKDIR/report. A training that two studies have is done once.
 
 --status only says what is done, running, failed. --launcher=slurm submits one array of jobs and returns (--wait: does
 not); jobs that are preempted or out of time save, are requeued and go on. Call it again for the tables.
@@ -29,7 +29,7 @@ from experiments.lib import command
 from experiments.lib.launchers import slurm
 from experiments.lib.launchers.local import run_local
 from experiments.lib.launchers.states import DONE, FAILED, STATES, Place, failure_of, figure_of, state_of
-from experiments.lib.study import Places, Study, command_of, load_study, require_own
+from experiments.lib.study import Places, Study, Training, command_of, load_study, require_own
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +38,7 @@ def define_flags() -> None:
     """Flags of this command."""
     command.define_flags()
     FLAGS.set_default("compile_cache", False)  # each training has its own flag; nothing is compiled here
-    flags.DEFINE_string("study", None, "Python file of the study, as experiments/studies/table1.py.")
+    flags.DEFINE_multi_string("study", None, "Python file, as experiments/studies/table1.py; may be repeated.")
     flags.DEFINE_string("workdir", None, "Folder of the study; a training has a folder below it.")
     flags.DEFINE_string("data", None, "Folder of prepared data sets, each in a folder by its name.")
     flags.DEFINE_string("text_encoder", "", "Folder or hub name of a BERT.")
@@ -46,8 +46,8 @@ def define_flags() -> None:
     flags.DEFINE_string("clip_encoder", "", "Folder or hub name of a CLIP (MKGformer).")
     flags.DEFINE_string("estimator_encoder", "", "Folder of a ViLT (table 3).")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
-    flags.DEFINE_list("rows", [], "Only these rows of the study; all unless given.")
-    flags.DEFINE_multi_string("set", [], "KEY=VALUE for the config of every training; may be repeated.")
+    flags.DEFINE_list("rows", [], "Only these rows of the studies; all unless given.")
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE for every config that has the key; may be repeated.")
     flags.DEFINE_bool("status", False, "Say what is done, running, failed, and do nothing.")
     flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where trainings run.")
     flags.DEFINE_integer("jobs", 1, "Trainings at a time.", lower_bound=1)
@@ -75,7 +75,6 @@ def places_from_flags() -> Places:
         clip_encoder=FLAGS.clip_encoder,
         estimator_encoder=FLAGS.estimator_encoder,
         seeds=tuple(int(seed) for seed in FLAGS.seeds),
-        settings=dict(map(setting_of, FLAGS.set)),
     )
 
 
@@ -90,21 +89,31 @@ def setting_of(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def only(study: Study, rows: list[str]) -> Study:
-    """The study with some of its rows; raises ValueError for a row that it does not have."""
-    known = list(dict.fromkeys(training.row for training in study.trainings))
+def only(studies: dict[str, Study], rows: list[str]) -> dict[str, Study]:
+    """The studies with some of their rows; raises ValueError for a row that none has."""
+    known = list(dict.fromkeys(training.row for study in studies.values() for training in study.trainings))
     unknown = [row for row in rows if row not in known]
     if unknown:
-        raise ValueError(f"--rows: no row {unknown[0]!r}; those of the study are {', '.join(known)}")
-    kept = tuple(training for training in study.trainings if not rows or training.row in rows)
-    return dataclasses.replace(study, trainings=kept)
+        raise ValueError(f"--rows: no row {unknown[0]!r}; those there are: {', '.join(known)}")
+    kept = {
+        name: dataclasses.replace(study, trainings=tuple(t for t in study.trainings if not rows or t.row in rows))
+        for name, study in studies.items()
+    }
+    return {name: study for name, study in kept.items() if study.trainings}
 
 
-def show_status(study: Study, workdir: Path) -> None:
-    """A line a training that is not waiting, and counts."""
+def trainings_of(studies: dict[str, Study]) -> list[Training]:
+    """Each training once, though several studies may have it; the first seeds of all rows come first."""
+    unique = list({training.name: training for study in studies.values() for training in study.trainings}.values())
+    seeds = list(dict.fromkeys(training.seed for training in unique))
+    return sorted(unique, key=lambda training: seeds.index(training.seed))
+
+
+def show_status(trainings: list[Training], workdir: Path) -> None:
+    """A line a training, and counts."""
     queue = slurm.queue_of(workdir)
     counts = collections.Counter()
-    for training in study.trainings:
+    for training in trainings:
         place = Place(workdir / training.name)
         state = state_of(place, queue.get(training.name, ""))
         counts[state] += 1
@@ -113,64 +122,51 @@ def show_status(study: Study, workdir: Path) -> None:
     print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
 
 
-def write_report(study: Study, workdir: Path, name: str) -> None:
-    """The tables of what is finished; nothing where nothing is."""
+def write_report(studies: dict[str, Study], workdir: Path) -> None:
+    """The tables of what is finished, of each study and, where there are several, of all; nothing where nothing is."""
     from experiments.analysis.study_tables import tables_of
     from experiments.analysis.writing import grids_of, markdown_grid, write_tables
 
-    if not any(state_of(Place(workdir / training.name)) == DONE for training in study.trainings):
-        return
-    tables = tables_of(study, workdir)
-    for table in tables:
-        print(f"\n{markdown_grid(grids_of(table)[0])}")
-    paths = write_tables(tables, workdir / name, study.title)
-    print(f"\nwrote {', '.join(map(str, paths))}", flush=True)
-
-
-def run_study(study: Study, workdir: Path, name: str, *, jobs: int = 1) -> list[str]:
-    """Train here what is not done, write the tables; returns the names of the trainings that are not done."""
-    first_seeds_first = sorted(study.trainings, key=lambda training: study_seed(study, training.seed))
-    places = [(training.name, Place(workdir / training.name)) for training in first_seeds_first]
-    commands = [command_of(training, workdir / training.name) for training in first_seeds_first]
-    states = run_local([(*place, made) for place, made in zip(places, commands, strict=True)], at_once=jobs)
-    write_report(study, workdir, name)
-    return [training for training, state in states.items() if state != DONE]
-
-
-def study_seed(study: Study, seed: int) -> int:
-    """The place of a seed among those of the study."""
-    return list(dict.fromkeys(training.seed for training in study.trainings)).index(seed)
+    found = {}
+    for name, study in studies.items():
+        if any(state_of(Place(workdir / training.name)) == DONE for training in study.trainings):
+            found[name] = tables_of(study, workdir)
+            print("".join(f"\n{markdown_grid(grids_of(table)[0])}\n" for table in found[name]), end="")
+            paths = write_tables(found[name], workdir / name, study.title)
+            print(f"\nwrote {', '.join(map(str, paths))}", flush=True)
+    if len(found) > 1:
+        paths = write_tables([table for tables in found.values() for table in tables], workdir / "report", "Report")
+        print(f"wrote {', '.join(map(str, paths))}", flush=True)
 
 
 def main(_) -> None:
     """Flags in, trainings and tables out."""
-    path, workdir = Path(FLAGS.study), Path(FLAGS.workdir)
-    study = only(load_study(path, places_from_flags()), FLAGS.rows)
+    workdir, places, settings = Path(FLAGS.workdir), places_from_flags(), dict(map(setting_of, FLAGS.set))
+    studies = only({Path(file).stem: load_study(Path(file), places, settings) for file in FLAGS.study}, FLAGS.rows)
+    trainings = trainings_of(studies)
     if FLAGS.status:
-        show_status(study, workdir)
+        show_status(trainings, workdir)
         return
-    require_own(study, workdir)
+    for study in studies.values():
+        require_own(study, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    jobs = [(t.name, Place(workdir / t.name), command_of(t, (workdir / t.name).resolve())) for t in trainings]
     if FLAGS.launcher == "local":
-        undone = run_study(study, workdir, path.stem, jobs=FLAGS.jobs)
+        run_local(jobs, at_once=FLAGS.jobs, say=lambda line: print(line, flush=True))
     else:
         options = slurm.SlurmOptions(
             FLAGS.partition, FLAGS.account, FLAGS.gpus, FLAGS.cpus, FLAGS.memory_gb, FLAGS.minutes, FLAGS.tasks,
             tuple(FLAGS.setup),
         )  # fmt: skip
-        jobs = [(t.name, Place(workdir / t.name), command_of(t, (workdir / t.name).resolve())) for t in study.trainings]
         submitted = slurm.submit(workdir, jobs, options, at_once=FLAGS.jobs)
         print(f"submitted {len(submitted)} of {len(jobs)} trainings to SLURM; --status says how they are", flush=True)
-        if not FLAGS.wait:
-            write_report(study, workdir, path.stem)
-            return
-        slurm.wait(workdir)
-        write_report(study, workdir, path.stem)
-        undone = [name for name, place, _ in jobs if state_of(place) != DONE]
-    if undone:
-        print(f"\n{len(undone)} of {len(study.trainings)} trainings are not done:", file=sys.stderr)
-        for name in undone:
-            place = Place(workdir / name)
+        if FLAGS.wait:
+            slurm.wait(workdir)
+    write_report(studies, workdir)
+    undone = [(name, place) for name, place, _ in jobs if state_of(place) != DONE]
+    if undone and (FLAGS.launcher == "local" or FLAGS.wait):
+        print(f"\n{len(undone)} of {len(jobs)} trainings are not done:", file=sys.stderr)
+        for name, place in undone:
             state = state_of(place)
             why = f", {failure_of(place)}; see {place.log}" if state == FAILED else ""
             print(f"  {name}: {state}{why}", file=sys.stderr)

@@ -33,8 +33,7 @@ class Places:
 
     data: folder of prepared data sets, each in a folder by its name (twitter2015, twitter2017, mnre; demo,
     demo-relations, demo-pairs of the generated worlds). Encoders: folders or names of a hub, estimator_encoder of a
-    ViLT; empty for the demo.
-    seeds: of every row. settings: keys for every training, set after those of the study (``--set=epochs=2``).
+    ViLT; empty for the demo. seeds: of every row.
     """
 
     data: Path
@@ -43,7 +42,6 @@ class Places:
     clip_encoder: str = ""
     estimator_encoder: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether a data set of this name is there."""
@@ -91,8 +89,10 @@ class Study:
     notes: tuple[str, ...] = ()
 
 
-def load_study(path: Path, places: Places) -> Study:
+def load_study(path: Path, places: Places, settings: Mapping[str, Any] | None = None) -> Study:
     """The study of a Python file, checked: every config can be built, no training is there twice.
+
+    ``settings``: keys that replace those of the study in every training whose config has them (``--set=epochs=2``).
 
     A study is code, as a config is: run only files that you trust. Raises ValueError that names the file and, of a
     wrong setting, row, column and key.
@@ -115,12 +115,29 @@ def load_study(path: Path, places: Places) -> Study:
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {twice[0]} is there {names[twice[0]]} times; a row has each column and seed once")
+    unused, trainings = set(settings or {}), []
     for training in study.trainings:
         try:
-            check_settings(config_of(training))
+            config = config_of(training)
+            known = {key: value for key, value in (settings or {}).items() if has_key(config, key)}
+            unused -= known.keys()
+            changed = dataclasses.replace(training, settings={**training.settings, **known})
+            check_settings(config_of(changed) if known else config)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}: row {training.row!r}, column {training.column!r}: {one_line(error)}") from error
-    return study
+        trainings.append(changed)
+    if unused:
+        raise ValueError(f"--set={sorted(unused)[0]}: no training of {path} has this key in its config")
+    return dataclasses.replace(study, trainings=tuple(trainings))
+
+
+def has_key(config: ConfigDict, key: str) -> bool:
+    """Whether a config has a flattened key."""
+    for name in key.split("."):
+        if not isinstance(config, ConfigDict) or name not in config:
+            return False
+        config = config[name]
+    return True
 
 
 def config_of(training: Training) -> ConfigDict:

@@ -105,7 +105,7 @@ def training(places: Places, data: DataSet, row: str, seed: int, column: str = "
         if folder:
             settings[key] = folder
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
-    return Training(row, column or data.column, data.config, settings | dict(places.settings), seed)
+    return Training(row, column or data.column, data.config, settings, seed)
 
 
 def has_task(row: str, task: str) -> bool:

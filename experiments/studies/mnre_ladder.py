@@ -75,4 +75,4 @@ def _training(places: Places, row: str, seed: int) -> Training:
             settings |= {"picture_encoder.folder": places.picture_encoder, "picture_encoder.weights": "pretrained"}
         else:  # the folder beside the data
             settings |= {"picture_encoder.weights": "random", "data.picture_size": 64, "data.picture_resize": 64}
-    return Training(row, COLUMN, f"mre.py:{config}", settings | dict(places.settings), seed)
+    return Training(row, COLUMN, f"mre.py:{config}", settings, seed)

@@ -25,7 +25,7 @@ def get_study(places: Places) -> Study:
                 settings = {"data.root": str(places.data / folder), "mode": mode}
                 if places.estimator_encoder and config.endswith(":base"):
                     settings["encoder.folder"] = places.estimator_encoder
-                trainings.append(Training(row, folder, config, settings | dict(places.settings), seed))
+                trainings.append(Training(row, folder, config, settings, seed))
     return Study(
         "Table 3: the divergence estimator", tuple(trainings), reference="supervised contrast", view="estimator",
         per_label=True,

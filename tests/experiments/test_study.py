@@ -16,7 +16,8 @@ from data_prep.make_demo import make_demo
 from experiments.lib.launchers.local import run_local
 from experiments.lib.launchers.states import Place, state_of
 from experiments.lib.study import Places, Study, Training, command_of, config_of, load_study, require_own
-from experiments.study import only, setting_of
+from experiments.lib.workdirs import claimed_workdir
+from experiments.study import only, setting_of, trainings_of
 from tests.experiments.fabricated_runs import entity_rows, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ STUDY = """
 from experiments.lib.study import Study, Training
 
 def get_study(places):
-    settings = {"data.root": str(places.data / "demo"), "method": "bert_crf", **places.settings}
+    settings = {"data.root": str(places.data / "demo"), "method": "bert_crf"}
     return Study("Small", tuple(Training(row, "demo", "mner.py:demo", settings, seed)
                                 for seed in places.seeds for row in ("one", "two")), reference="one")
 """
@@ -60,9 +61,23 @@ def test_a_study_that_is_not_there_and_rows_that_it_lacks(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_study(tmp_path / "none.py", Places(tmp_path))
     study = load_study(study_file(tmp_path), Places(tmp_path, seeds=(3, 4)))
-    assert [(t.row, t.seed) for t in only(study, ["two"]).trainings] == [("two", 3), ("two", 4)]
-    with pytest.raises(ValueError, match="'three'; those of the study are one, two"):
-        only(study, ["three"])
+    assert [(t.row, t.seed) for t in only({"s": study}, ["two"])["s"].trainings] == [("two", 3), ("two", 4)]
+    with pytest.raises(ValueError, match="'three'; those there are: one, two"):
+        only({"s": study}, ["three"])
+    assert [(t.row, t.seed) for t in trainings_of({"a": study, "b": study})] == [
+        ("one", 3), ("two", 3), ("one", 4), ("two", 4),
+    ]  # fmt: skip
+
+
+def test_settings_replace_those_of_configs_that_have_the_key(tmp_path):
+    text = STUDY.replace('for row in ("one", "two"))', 'for row in ("one", "two")) + (mde,)').replace(
+        "    return", '    mde = Training("mde", "pairs", "mde.py:demo", {"steps": 5}, 0)\n    return'
+    )
+    study = load_study(study_file(tmp_path, text), Places(tmp_path, seeds=(0,)), {"epochs": 2, "steps": 7})
+    found = {t.row: config_of(t).to_dict() for t in study.trainings}
+    assert found["one"]["epochs"] == found["two"]["epochs"] == 2 and found["mde"]["steps"] == 7
+    with pytest.raises(ValueError, match="--set=epoch: no training"):
+        load_study(study_file(tmp_path, text), Places(tmp_path), {"epoch": 2})
 
 
 def test_settings_of_the_command_line():
@@ -169,13 +184,10 @@ def test_sigterm_lets_trainings_save_and_the_same_call_goes_on(tmp_path):
 
 
 def test_a_training_that_another_process_runs_is_left_to_it(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
     one = job(tmp_path, "a", "good")
-    one[1].workdir.mkdir(parents=True)
-    with (one[1].workdir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with claimed_workdir(one[1].workdir, {}):
         assert state_of(one[1]) == "running" and run_local([one]) == {"a": "running"}
-    assert state_of(one[1]) == "waiting"
+    assert state_of(one[1]) == "stopped"
 
 
 # ------------------------------------------------------------------ the command

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.lib.command import write_json
-from experiments.lib.launchers.states import DONE, QUEUED, RUNNING, Place, failure_of, finish, start, state_of, stop
+from experiments.lib.launchers.states import (
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Place,
+    failure_of,
+    finish,
+    start,
+    state_of,
+    stop,
+)
+from experiments.lib.study import ROOT
 from experiments.lib.workdirs import read_json
 
 JOBS = "slurm-jobs.json"
@@ -50,14 +65,17 @@ class TrainingJob:
         """Train to the end; raises RuntimeError where the command fails, so that SLURM shows a failed job."""
         place = Place(Path(self.workdir))
         command = [*self.command, "--distributed"] if self.tasks > 1 else self.command
-        process = start(command, place)
+        # SLURM sends submitit's signal to every process of the job; the training would die of it without saving.
+        process = start(command, place, deaf_to=(signal.SIGUSR2, signal.SIGUSR1))
         self.pid = process.pid
         # Not process.wait(): checkpoint() may interrupt this thread, and must find no lock taken.
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             time.sleep(0.2)
         state = finish(place, process.wait())
-        if state == "failed":
+        if state == FAILED:
             raise RuntimeError(failure_of(place))
+        if state == STOPPED and self.tasks == 1:
+            raise RuntimeError("stopped from outside; submit the study again, it goes on")
         return state
 
     def checkpoint(self):
@@ -102,7 +120,9 @@ def submit(
     executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm", slurm_max_num_timeout=REQUEUES)
     named = {
         "slurm_partition": options.partition, "slurm_account": options.account, "gpus_per_node": options.gpus,
-        "mem_gb": options.memory_gb, "slurm_setup": list(options.setup),
+        "mem_gb": options.memory_gb, 
+        # submitit's process imports this module, from whatever folder it is called in.
+        "slurm_setup": [*options.setup, f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"],
     }  # fmt: skip
     executor.update_parameters(
         name="tmrjax", timeout_min=options.minutes, tasks_per_node=options.tasks, cpus_per_task=options.cpus,

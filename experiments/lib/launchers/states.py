@@ -51,14 +51,25 @@ def state_of(place: Place, queue: str = "") -> str:
     return STOPPED if (place.workdir / "config.json").exists() else WAITING
 
 
-def start(command: Sequence[str], place: Place, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Start a training; its output goes to the log. It is no part of the terminal's group: its starter stops it."""
+def start(
+    command: Sequence[str], place: Place, environment: Mapping[str, str] | None = None, *, deaf_to: Sequence[int] = ()
+) -> subprocess.Popen:
+    """Start a training; its output goes to the log. It is no part of the terminal's group: its starter stops it.
+
+    ``deaf_to``: signals that it ignores, which a scheduler sends to all processes and which are for the starter.
+    """
     place.workdir.parent.mkdir(parents=True, exist_ok=True)
     place.failure.unlink(missing_ok=True)
+
+    def ignore() -> None:
+        for number in deaf_to:
+            signal.signal(number, signal.SIG_IGN)
+
     with place.log.open("ab") as log:
         return subprocess.Popen(
             list(command), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | dict(environment or {}),
+            preexec_fn=ignore if deaf_to else None,  # noqa: PLW1509 - a job's process has one thread
         )  # fmt: skip
 
 
