@@ -3,9 +3,9 @@
 python experiments/compare.py RUN RUN ... [--reference=tmr] [--out=runs/comparison] [--subset=complementary]
 
 Runs that differ by nothing but their seed are one row. All must have read the same test posts with the same labels.
-Prints the table as Markdown; with --out also writes OUT.md, OUT.tex (booktabs), OUT.csv and OUT.html, one page with
-the plots inside. The test is a bootstrap over posts with seeds nested, corrected by Holm's method for the number of
-comparisons (tmrjax/tasks/comparison.py).
+Prints the table as Markdown; with --out also writes OUT with the endings .md, .tex (booktabs), .csv and .html,
+one page with the plots inside. The test is a bootstrap over posts with seeds nested, corrected by Holm's method for the
+number of comparisons (tmrjax/tasks/comparison.py).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ python experiments/study.py --study=experiments/studies/table1.py --workdir=runs
 
 --data holds prepared data sets by their names (twitter2015, twitter2017, mnre, or the demo's); a study takes those
 that are there. What is done is not done again; a training that fails does not end the others and is listed at the end;
-Ctrl-C saves, and the same command goes on. Tables are written to WORKDIR/NAME.md, .tex, .csv and .html, with what is
-finished so far; of several studies also to WORKDIR/report. A training that two studies have is done once.
+Ctrl-C saves, and the same command goes on. Tables are written to WORKDIR/NAME with the endings .md, .tex, .csv and
+.html, with what is finished so far; of several studies also to WORKDIR/report. A training that two studies have is done
+once.
 
 --status only says what is done, running, failed. --launcher=slurm submits one array of jobs and returns (--wait: does
 not); jobs that are preempted or out of time save, are requeued and go on. Call it again for the tables.
@@ -18,6 +19,7 @@ import ast
 import collections
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from experiments.lib import command
 from experiments.lib.launchers import slurm
 from experiments.lib.launchers.local import run_local
 from experiments.lib.launchers.states import DONE, FAILED, STATES, Place, failure_of, figure_of, state_of
-from experiments.lib.study import Places, Study, Training, command_of, load_study, require_own
+from experiments.lib.study import Places, Study, Training, command_of, config_of, has_key, load_study, require_own
 
 FLAGS = flags.FLAGS
 
@@ -109,6 +111,13 @@ def trainings_of(studies: dict[str, Study]) -> list[Training]:
     return sorted(unique, key=lambda training: seeds.index(training.seed))
 
 
+def require_used(settings: Mapping[str, Any], trainings: list[Training]) -> None:
+    """Raise ValueError for a key of --set that no training's config has: it is misspelt."""
+    left = [key for key in settings if not any(has_key(config_of(training), key) for training in trainings)]
+    if left:
+        raise ValueError(f"--set={left[0]}: no training has this key in its config")
+
+
 def show_status(trainings: list[Training], workdir: Path) -> None:
     """A line a training, and counts."""
     queue = slurm.queue_of(workdir)
@@ -144,6 +153,7 @@ def main(_) -> None:
     workdir, places, settings = Path(FLAGS.workdir), places_from_flags(), dict(map(setting_of, FLAGS.set))
     studies = only({Path(file).stem: load_study(Path(file), places, settings) for file in FLAGS.study}, FLAGS.rows)
     trainings = trainings_of(studies)
+    require_used(settings, trainings)
     if FLAGS.status:
         show_status(trainings, workdir)
         return

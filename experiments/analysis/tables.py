@@ -124,7 +124,7 @@ def make_table(
         comparisons, holm([cells[row].comparison.p_value for cells, row in comparisons]), strict=True
     ):
         cells[row] = dataclasses.replace(cells[row], corrected=value)
-    finished = tuple(Column(name, cells, _about(name, runs), _marks(runs)) for name, cells, runs in made)
+    finished = tuple(Column(name, cells, _about(name, runs), _marks(cells)) for name, cells, runs in made)
     return Table(title, finished, reference, **fields)
 
 
@@ -227,5 +227,13 @@ def _about(name: str, runs: Sequence[Run]) -> str:
     return "; ".join(parts)
 
 
-def _marks(runs: Sequence[Run]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(mark for run in runs for mark in marks_of(run.report["data"])))
+def _marks(cells: Mapping[str, Cell]) -> tuple[str, ...]:
+    """The marks of the runs; of those that some rows lack, with the rows that have them."""
+    rows: dict[str, list[str]] = {}
+    finished = {row: cell.runs for row, cell in cells.items() if cell.runs}
+    for row, runs in finished.items():
+        for mark in dict.fromkeys(mark for run in runs for mark in marks_of(run.report["data"])):
+            rows.setdefault(mark, []).append(row)
+    return tuple(
+        mark if len(found) == len(finished) else f"{mark} (rows: {'; '.join(found)})" for mark, found in rows.items()
+    )

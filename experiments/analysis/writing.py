@@ -18,6 +18,7 @@ from experiments.analysis.plots import plot_of
 from experiments.analysis.tables import Cell, Table
 from tmrjax import __version__
 from tmrjax.files import write_atomic
+from tmrjax.tasks.report import marks_of
 
 SIGNIFICANT = 0.05
 METRICS = {
@@ -205,7 +206,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             for row, cell in column.cells.items():
                 about: dict[str, Any] = {
                     "table": table.title, "column": column.name, "row": row, "published": cell.published,
-                    "reference": table.reference, "marks": " ".join(mark.partition(":")[0] for mark in column.marks),
+                    "reference": table.reference,
                 }  # fmt: skip
                 if cell.comparison:
                     one = cell.comparison
@@ -223,6 +224,7 @@ def as_csv(tables: Sequence[Table]) -> str:
                             "seconds_per_step": report["seconds_per_step"], "workdir": str(run.workdir),
                             "labels_sha256": report.get("labels_sha256", {}).get("test"),
                             "label_version": report.get("label_version"),
+                            "marks": "; ".join(mark.partition(":")[0] for mark in marks_of(report["data"])),
                         }
                     )  # fmt: skip
     return stream.getvalue()
@@ -248,7 +250,7 @@ def _marks(tables: Sequence[Table]) -> list[str]:
 
 
 def write_tables(tables: Sequence[Table], out: Path, title: str, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write OUT.md, OUT.tex, OUT.csv and OUT.html; returns the paths."""
+    """Write OUT with the endings .md, .tex, .csv and .html; returns the paths."""
     makers: Mapping[str, Any] = {
         "md": lambda: f"# {title}\n\n{markdown(tables)}",
         "tex": lambda: latex(tables),

@@ -115,19 +115,16 @@ def load_study(path: Path, places: Places, settings: Mapping[str, Any] | None = 
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {twice[0]} is there {names[twice[0]]} times; a row has each column and seed once")
-    unused, trainings = set(settings or {}), []
+    trainings = []
     for training in study.trainings:
         try:
             config = config_of(training)
             known = {key: value for key, value in (settings or {}).items() if has_key(config, key)}
-            unused -= known.keys()
             changed = dataclasses.replace(training, settings={**training.settings, **known})
             check_settings(config_of(changed) if known else config)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}: row {training.row!r}, column {training.column!r}: {one_line(error)}") from error
         trainings.append(changed)
-    if unused:
-        raise ValueError(f"--set={sorted(unused)[0]}: no training of {path} has this key in its config")
     return dataclasses.replace(study, trainings=tuple(trainings))
 
 

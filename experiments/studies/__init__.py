@@ -1,1 +1,1 @@
-"""Studies that ship; experiments/study.py --study=experiments/studies/NAME.py runs one."""
+"""Studies that ship; experiments/study.py runs them."""

@@ -141,8 +141,15 @@ def test_the_page_holds_its_plots_and_escapes_names(runs, tmp_path):
 
 
 def test_leak_marks_follow_the_runs(tmp_path):
-    table = compare([write_run(tmp_path / "a", entity_rows(GOOD), synthetic=False)])
-    assert "LEAKY REGIONS" in markdown([table]) and "SYNTHETIC" not in markdown([table])
+    paths = [write_run(tmp_path / name, entity_rows(GOOD), method=name, synthetic=name == "b") for name in "ab"]
+    assert "LEAKY REGIONS" in markdown([compare(paths[:1])]) and "SYNTHETIC" not in markdown([compare(paths[:1])])
+    both = compare(paths)
+    leak, drawn = sorted(both.columns[0].marks)
+    assert leak.startswith("LEAKY REGIONS") and leak.endswith("(rows: a)") and drawn.endswith("(rows: b)")
+    assert [line["marks"] for line in csv.DictReader(io.StringIO(as_csv([both])))] == [
+        "LEAKY REGIONS",
+        "SYNTHETIC DATA",
+    ]
 
 
 def test_a_subset_counts_its_posts_alone(tmp_path):

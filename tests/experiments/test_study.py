@@ -17,7 +17,7 @@ from experiments.lib.launchers.local import run_local
 from experiments.lib.launchers.states import Place, state_of
 from experiments.lib.study import Places, Study, Training, command_of, config_of, load_study, require_own
 from experiments.lib.workdirs import claimed_workdir
-from experiments.study import only, setting_of, trainings_of
+from experiments.study import only, require_used, setting_of, trainings_of
 from tests.experiments.fabricated_runs import entity_rows, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +76,9 @@ def test_settings_replace_those_of_configs_that_have_the_key(tmp_path):
     study = load_study(study_file(tmp_path, text), Places(tmp_path, seeds=(0,)), {"epochs": 2, "steps": 7})
     found = {t.row: config_of(t).to_dict() for t in study.trainings}
     assert found["one"]["epochs"] == found["two"]["epochs"] == 2 and found["mde"]["steps"] == 7
+    require_used({"epochs": 2, "steps": 7}, list(study.trainings))
     with pytest.raises(ValueError, match="--set=epoch: no training"):
-        load_study(study_file(tmp_path, text), Places(tmp_path), {"epoch": 2})
+        require_used({"epochs": 2, "epoch": 2}, list(study.trainings))
 
 
 def test_settings_of_the_command_line():
