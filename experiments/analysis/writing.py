@@ -93,10 +93,11 @@ def _caption(table: Table) -> list[str]:
             f"* differs from {table.reference}: paired bootstrap over posts with seeds nested, p < {SIGNIFICANT} after "
             "Holm's correction over the comparisons of this table."
         )
+    said: dict[str, list[str]] = {}  # what is the same of several columns is said once
     for column in table.columns:
-        if column.about:
-            lines.append(f"{column.name}: {column.about}.")
-        lines += [f"{column.name}: ! {mark}" for mark in column.marks]
+        for text in (f"{column.about}.", *(f"! {mark}" for mark in column.marks)):
+            said.setdefault(text, []).append(column.name)
+    lines += [f"{', '.join(names)}: {text}" for text, names in said.items()]
     if table.missing:
         lines.append(f"Not finished, so not counted: {', '.join(table.missing)}.")
     return [*lines, *table.notes]
