@@ -21,6 +21,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in the suite may reach a hub
 
 import pytest  # noqa: E402 (after the environment is set)
+
+# submitit configures logging as it is imported. Under a test's capsys absl's handler would then close pytest's own
+# stream, and with it end every later test: import it while the streams are whole.
+import submitit  # noqa: E402, F401
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("tmrjax", deadline=None, derandomize=True)

@@ -46,12 +46,12 @@ def places(tmp_path_factory):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24, "vocab_size": len(vocabulary)}
     (text / "config.json").write_text(json.dumps({**ENCODER_CONFIG, **sizes}))
     (text / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
-    return Places(root / "data", text_encoder=str(text), seeds=(0,), settings=TINY)
+    return Places(root / "data", text_encoder=str(text), seeds=(0,))
 
 
 def config_of(training, **changes):
     config = mre.get_config(training.config.partition(":")[2], training.settings["method"])
-    config.update_from_flattened_dict({**training.settings, **changes})
+    config.update_from_flattened_dict({**training.settings, **TINY, **changes})
     return config
 
 
