@@ -12,10 +12,8 @@ import numpy as np
 
 from experiments.lib import workdirs
 from tmrjax.files import parse_json, read_bytes, sha256
-from tmrjax.tasks.comparison import counts_of_entities, counts_of_relations
+from tmrjax.tasks.comparison import COUNTS
 from tmrjax.training.checkpoints import CheckpointError
-
-COUNTS = {"ner": counts_of_entities, "re": counts_of_relations}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.analysis.runs import COUNTS, Run, require_comparable
+from experiments.analysis.runs import Run, require_comparable
 from experiments.lib.pairs import TESTS
 from tmrjax.files import DataError
 from tmrjax.records import Record, read_dataset
 from tmrjax.records.schema import NO_RELATION
-from tmrjax.tasks.comparison import Comparison, holm, micro_f1, paired_bootstrap
+from tmrjax.tasks.comparison import COUNTS, Comparison, holm, micro_f1, paired_bootstrap
 from tmrjax.tasks.report import marks_of
 
 Chooser = Callable[[Record], bool]

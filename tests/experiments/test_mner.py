@@ -28,6 +28,7 @@ from experiments.lib.posts import PostExperiment
 from experiments.lib.settings import buckets_of, check_settings
 from tmrjax.predict import Predictor
 from tmrjax.records import read_dataset, write_dataset
+from tmrjax.tasks.comparison import counts_of_entities, micro_f1
 from tmrjax.text.tags import spans_from_tags
 from tmrjax.training.checkpoints import CheckpointError, load_best
 
@@ -154,6 +155,34 @@ def test_evaluate_reproduces_the_runs_figures_exactly(finished, devices):
     workdir, report = finished
     again = evaluate.evaluate(workdir, "test", devices=devices)
     assert {name: again[name] for name in report["test"]} == report["test"]
+
+
+def test_the_same_run_beside_other_pictures(finished, world, tmp_path, capsys):
+    """Kinds, their test against the post's own, a file of predictions for each; nothing is written into the data."""
+    workdir, report = finished
+    before = sorted(path for path in world.rglob("*") if path.is_file())
+    found = evaluate.evaluate(
+        workdir, "test", pictures=["shuffled", "none", "grey"], devices=1, predictions=tmp_path / "test.jsonl"
+    )
+    assert sorted(path for path in world.rglob("*") if path.is_file()) == before
+    assert found["f1"] == report["test"]["f1"] == found["pictures"]["own"]["f1"]
+    assert (
+        list(found["pictures"]) == ["own", "none", "shuffled", "grey"] and "against_own" not in found["pictures"]["own"]
+    )
+    own = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    for kind in ("none", "shuffled", "grey"):
+        of_kind, path = found["pictures"][kind], tmp_path / f"test-{kind}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["gold"] for row in rows] == [row["gold"] for row in own] and rows != own
+        counts = counts_of_entities(rows)
+        assert micro_f1(counts.sum(0)) == pytest.approx(of_kind["f1"])
+        against = of_kind["against_own"]
+        assert against["difference"] == pytest.approx(of_kind["f1"] - found["f1"])
+        assert against["posts_scored_otherwise"] == (counts != counts_of_entities(own)).any(1).sum()
+        assert against["p_value"] <= against["p_value_holm"] <= 1
+        about = json.loads(path.with_name(f"{path.name}.about.json").read_text())
+        assert (about["pictures"], about["seed"], about["workdir"]) == (kind, 0, str(workdir))
+    assert "Does the picture matter? demo test, tmr" in capsys.readouterr().out
 
 
 def test_pixels_give_the_predictions_of_cached_features(finished, predictor, world):

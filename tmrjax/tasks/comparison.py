@@ -52,6 +52,9 @@ def counts_of_relations(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
     return np.array(found, float).reshape(-1, 3)
 
 
+COUNTS = {"ner": counts_of_entities, "re": counts_of_relations}  # by task
+
+
 def micro_f1(counts: np.ndarray) -> np.ndarray:
     """2 correct / (predicted + gold) of sums [..., 3]; 0 where there is nothing."""
     total = counts[..., 1] + counts[..., 2]
