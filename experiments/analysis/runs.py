@@ -18,11 +18,16 @@ from tmrjax.training.checkpoints import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run. report, config: of its report.json and config.json (the config without the data's hashes)."""
+    """A finished run.
+
+    report, config: of its report.json and config.json (the config without the data's hashes). file: predictions of
+    evaluate.py that are read in the place of the run's own.
+    """
 
     workdir: Path
     report: Mapping[str, Any]
     config: Mapping[str, Any]
+    file: Path | None = None
 
     @property
     def task(self) -> str:
@@ -39,25 +44,52 @@ class Run:
 
         Raises CheckpointError where the file is missing, or is not the one that the run wrote.
         """
-        path = self.workdir / "predictions" / f"{split}.jsonl"
-        about = path.with_name(f"{path.name}.about.json")
-        if not path.exists() or not about.exists():
+        path = self.file or self.workdir / "predictions" / f"{split}.jsonl"
+        if not path.exists() or not _about(path).exists():
             raise CheckpointError(
                 f"{path}: missing; experiments/evaluate.py --workdir={self.workdir} --split={split} "
                 f"--predictions={path} writes it again"
             )
         content = read_bytes(path)
-        expected = workdirs.read_json(about, "write the predictions again with experiments/evaluate.py")["sha256"]
-        if sha256(content) != expected:
+        about = _read_about(path)
+        if about.get("split", split) != split:
+            raise CheckpointError(f"{path}: predictions of {about['split']}, expected those of {split}; see --split")
+        if sha256(content) != about.get("sha256"):
             raise CheckpointError(
-                f"{path}: its SHA-256 is {sha256(content)}, but {about.name} says {expected}; it was changed after the "
-                "run. Write it again with experiments/evaluate.py --predictions"
+                f"{path}: its SHA-256 is {sha256(content)}, but {_about(path).name} says {about.get('sha256')}; it was "
+                "changed after the run. Write it again with experiments/evaluate.py --predictions"
             )
         return [parse_json(line, f"{path}:{number}") for number, line in enumerate(content.splitlines(), 1)]
 
     def counts(self, split: str = "test") -> np.ndarray:
         """(correct, predicted, gold) of each post [N, 3], strict."""
         return COUNTS[self.task](self.predictions(split))
+
+
+def read_predictions(file: str | Path) -> Run:
+    """A run with the predictions of a file that ``evaluate.py --predictions`` wrote.
+
+    Its name tells of other pictures and of a subset. Raises CheckpointError where the file does not say of what run it
+    is, or where that is gone.
+    """
+    file = Path(file)
+    if not _about(file).exists():
+        raise CheckpointError(f"{file}: no {_about(file).name} beside it; evaluate.py --predictions writes both")
+    about = _read_about(file)
+    if "workdir" not in about:
+        raise CheckpointError(f"{_about(file)}: does not say of what run; name the workdir, or run evaluate.py again")
+    run = read_run(about["workdir"])
+    kept = {"pictures": "own", "subset": "all"}
+    changes = {key: about.get(key, usual) for key, usual in kept.items() if about.get(key, usual) != usual}
+    return dataclasses.replace(run, config={**run.config, **changes}, file=file)
+
+
+def _about(path: Path) -> Path:
+    return path.with_name(f"{path.name}.about.json")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    return workdirs.read_json(_about(path), "write the predictions again with experiments/evaluate.py")
 
 
 def read_run(workdir: str | Path) -> Run:
@@ -74,14 +106,17 @@ def read_run(workdir: str | Path) -> Run:
     return Run(workdir, report, {key: value for key, value in config.items() if key != "dataset"})
 
 
-def require_comparable(runs: Sequence[Run]) -> None:
-    """Raise CheckpointError with both workdirs where two runs differ in task, version of the labels, or test set."""
+def require_comparable(runs: Sequence[Run], split: str = "test") -> None:
+    """Raise CheckpointError with both workdirs where two runs differ in task, version of the labels, or test set.
+
+    ``split``: the one that is compared.
+    """
     first = runs[0]
     for run in runs[1:]:
         for what, mine, theirs in (
             ("task", first.task, run.task),
-            ("labels of test", _labels(first), _labels(run)),
-            ("test set", _test_file(first), _test_file(run)),
+            (f"labels of {split}", _labels(first, split), _labels(run, split)),
+            (f"{split} set", _posts(first, split), _posts(run, split)),
         ):
             if mine != theirs:
                 raise CheckpointError(
@@ -90,16 +125,16 @@ def require_comparable(runs: Sequence[Run]) -> None:
                 )
 
 
-def _labels(run: Run) -> str | None:
-    return run.report.get("labels_sha256", {}).get("test")
+def _labels(run: Run, split: str) -> str | None:
+    return run.report.get("labels_sha256", {}).get(split)
 
 
-def _test_file(run: Run) -> str | None:
-    """SHA-256 over the test posts and gold answers: side inputs and pictures may differ, as in an ablation by data."""
+def _posts(run: Run, split: str) -> str | None:
+    """SHA-256 over the posts of a split and gold answers. Side inputs and pictures may differ, as in an ablation."""
     if run.task not in COUNTS:
         return json.dumps(run.report["data"], sort_keys=True)
     keys = ("id", "tokens", "head", "tail", "gold")
-    rows = [{key: row[key] for key in keys if key in row} for row in run.predictions()]
+    rows = [{key: row[key] for key in keys if key in row} for row in run.predictions(split)]
     return sha256(json.dumps(rows, sort_keys=True).encode())
 
 
@@ -125,7 +160,8 @@ def rows_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
         alike = [other for other in groups if plain[other] == plain[key]]
         names = sorted({name for other in alike for name in settings[other]})
         differing = [name for name in names if len({repr(settings[other].get(name)) for other in alike}) > 1]
-        name = ", ".join([plain[key], *(f"{name}={settings[key].get(name)}" for name in differing)])
+        own = settings[key]
+        name = ", ".join([plain[key], *(f"{name}={own[name]}" for name in differing if name in own)])
         seeds = [run.report["seed"] for run in group]
         if len(set(seeds)) < len(seeds):
             same = [str(run.workdir) for run in group if seeds.count(run.report["seed"]) > 1]

@@ -1,13 +1,9 @@
 """The contact sheet: what stands on it, that it asks for nothing, and how a real browser shows it."""
 
-import contextlib
 import dataclasses
 import html.parser
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +14,7 @@ from PIL import Image
 
 from data_prep.inspect_dataset import inspect_dataset
 from data_prep.inspection.contact_sheet import entity_parts, pair_parts
+from tests.browser import Page
 from tmrjax.files import DataError
 from tmrjax.records import Generated, Grounding, Record, read_dataset, write_dataset
 
@@ -114,32 +111,16 @@ def test_it_asks_for_nothing_and_runs_nothing(page):
     assert EVIL in " ".join(elements.text)  # as text
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    return browser or pytest.skip("no chromium: the contact sheet is not opened in a browser")
-
-
-def test_a_browser_shows_it(page, chromium, tmp_path):
+def test_a_browser_shows_it(page, tmp_path):
     """One visit: the screenshot is not blank, the DOM has the posts, the console is silent."""
-    picture = tmp_path / "sheet.png"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2200"]  # fmt: skip
-    command += [f"--screenshot={picture}", "--dump-dom", page.as_uri()]
-    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    # Files, not pipes, and a session of its own: if the browser hangs, its children go with it.
-    with open(tmp_path / "dom", "wb") as dom_file, open(tmp_path / "log", "wb") as log:
-        browser = subprocess.Popen(command, stdout=dom_file, stderr=log, start_new_session=True)
-        try:
-            assert browser.wait(timeout=180) == 0, (tmp_path / "log").read_text()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(browser.pid, signal.SIGKILL)
-    console = [line for line in (tmp_path / "log").read_text().splitlines() if "CONSOLE" in line]
-    assert not console, console
-    dom = Elements((tmp_path / "dom").read_text())
+    browser = Page(tmp_path, size=(1280, 2200))
+    try:
+        browser.open(page.as_uri())
+        dom, shot = Elements(browser.run("document.documentElement.outerHTML")), browser.picture()
+    finally:
+        browser.close()
+    assert not browser.console
     assert dom.count("article", "post") == 4 and dom.count("rect", "region") == 4
-    shot = np.asarray(Image.open(picture).convert("RGB"))
     assert shot.shape == (2200, 1280, 3) and shot.reshape(-1, 3).std(0).min() > 15
     colours = set(map(tuple, np.unique(shot.reshape(-1, 3), axis=0).tolist()))
     # The bars of the scores and the rectangles of the regions are there, in the colours of the style sheet.
