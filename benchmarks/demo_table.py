@@ -29,7 +29,7 @@ from experiments.configs import mner, mre
 from experiments.lib.launchers.local import ONE_CORE
 from tmrjax.methods import find_method, known_methods
 from tmrjax.methods.base import options_of
-from tmrjax.tasks.comparison import counts_of_entities, counts_of_relations, paired_bootstrap
+from tmrjax.tasks.comparison import COUNTS, paired_bootstrap
 
 REFERENCE = "tmr"
 TEXT_ONLY = "text only"
@@ -124,13 +124,12 @@ def train_missing(options: argparse.Namespace, names: list[str]) -> None:
 
 def table_of(options: argparse.Namespace, names: list[str]) -> tuple[list[str], dict[str, Any]]:
     """The table as lines of Markdown, and its figures as JSON; rows without a finished run are left out and named."""
-    counts_of = {"ner": counts_of_entities, "re": counts_of_relations}[options.task]
 
     def read(name: str, misalignment: float) -> tuple[list[dict], np.ndarray | None]:
         folders = [folder_of(options.out, name, misalignment, seed) for seed in options.seeds]
         folders = [folder for folder in folders if (folder / "report.json").exists()]
         lines = [(folder / "predictions" / "test.jsonl").read_text(encoding="utf-8").splitlines() for folder in folders]
-        counts = [counts_of(map(json.loads, content)) for content in lines]
+        counts = [COUNTS[options.task](map(json.loads, content)) for content in lines]
         reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
         return reports, np.stack(counts) if counts else None
 
