@@ -40,6 +40,7 @@ demo-full: $(VENV)/.installed
 # The paper's tables and figures as one report. DATA: folder of prepared sets; TEXT_ENCODER, PICTURE_ENCODER,
 # CLIP_ENCODER, ESTIMATOR_ENCODER: folders or hub names; without DATA small demo worlds. OPTIONS: of experiments/study.py.
 PAPER = runs/paper
+STUDIES = table1 table2 table3 figure4
 SMALL = --set=epochs=4 --set=steps=300 --set=evaluate_every=100 --seeds=0
 paper: $(VENV)/.studies
 ifndef DATA
@@ -50,7 +51,7 @@ ifndef DATA
 		$(RUN) data_prep/make_divergence_demo.py --out=$(PAPER)/data/demo-pairs --pairs=800
 endif
 	$(RUN) experiments/study.py --workdir=$(PAPER) --data=$(or $(DATA),$(PAPER)/data) \
-		$(foreach name,table1 table2 table3 figure4,--study=experiments/studies/$(name).py) \
+		$(foreach name,$(STUDIES),--study=experiments/studies/$(name).py) \
 		--text-encoder=$(TEXT_ENCODER) --picture-encoder=$(PICTURE_ENCODER) --clip-encoder=$(CLIP_ENCODER) \
 		--estimator-encoder=$(ESTIMATOR_ENCODER) $(if $(DATA),,$(SMALL)) $(OPTIONS)
 

@@ -1,4 +1,4 @@
-"""Kinds of errors: what is wrong with a prediction, and which answers were missed (the cases of §4.7)."""
+"""Kinds of errors: what is wrong with a prediction, and which answers were missed."""
 
 from __future__ import annotations
 

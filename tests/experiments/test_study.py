@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_prep.make_demo import make_demo
+from data_prep.make_divergence_demo import make_divergence_demo
 from experiments.lib.launchers.local import run_local
 from experiments.lib.launchers.states import Place, state_of
 from experiments.lib.study import Places, Study, Training, command_of, config_of, load_study, require_own
@@ -199,19 +200,29 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_trains_says_how_it_stands_and_writes_tables(tmp_path):
+def test_make_paper_trains_says_how_it_stands_and_writes_one_report(tmp_path):
+    """Two of its studies, one row of each, in worlds that are there already."""
     make_demo(tmp_path / "data" / "demo", posts=60, seed=1)
-    text = STUDY.replace('("one", "two"))', '("one",))')
-    arguments = [
-        f"--study={study_file(tmp_path, text)}", f"--workdir={tmp_path / 'work'}", f"--data={tmp_path / 'data'}",
-        "--seeds=0", "--set=epochs=1", "--set=batch_size=8", "--set=data.max_pieces=40", "--set=data.buckets=(40,)",
-    ]  # fmt: skip
-    done = call(*arguments)
+    make_demo(tmp_path / "data" / "demo-relations", posts=60, seed=1, task="re")
+    make_divergence_demo(tmp_path / "data" / "demo-pairs", pairs=50, progress=False)
+    small = "--set=epochs=1 --set=batch_size=8 --set=data.max_pieces=24 --set=steps=4 --set=evaluate_every=4"
+
+    def make(options: str, *variables: str) -> subprocess.CompletedProcess:
+        made = tmp_path / "installed"  # this Python has what the target would install
+        command = ["make", f"--old-file={made}/.studies", f"VENV={made}", f"RUN={sys.executable}", f"PAPER={tmp_path}"]
+        command += [*variables, f"OPTIONS={small} {options}", "paper"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = make("--rows=BERT-CRF,cross-entropy", "STUDIES=table1 table3")
     assert done.returncode == 0, done.stderr
-    assert "[1/1] demo/one/seed-0: test F1" in done.stdout and "## Small" in done.stdout
-    assert "SYNTHETIC" in (tmp_path / "work" / "small.md").read_text() and (tmp_path / "work" / "small.html").exists()
-    other = call(*arguments, "--set=epochs=2")
-    assert other.returncode == 1 and other.stderr.startswith("study: ") and "other settings" in other.stderr
+    assert "[1/2] demo-entities/BERT-CRF/seed-0: test F1" in done.stdout, done.stdout
+    assert "[2/2] demo-pairs/cross-entropy/seed-0: " in done.stdout, done.stdout
+    report = (tmp_path / "report.md").read_text()
+    assert "SYNTHETIC" in report and "Table 3: the divergence estimator" in report and "BERT-CRF" in report
+    assert all((tmp_path / f"{name}.html").exists() for name in ("table1", "table3", "report"))
+    lines = make("--status").stdout.splitlines()  # of all studies
+    assert lines[-1].startswith("2 done, ") and lines[-1].endswith(" waiting"), lines
+    assert any("UMGF" in line and "50 %" in line for line in lines) and any("supervised contrast" in x for x in lines)
 
 
 def test_unfinished_trainings_are_listed_and_the_status_is_1(tmp_path):
