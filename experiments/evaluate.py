@@ -49,7 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("devices", None, "Number of devices; all unless given.")
     flags.DEFINE_integer("batch_size", None, "Posts at a time; the run's own unless given.")
     flags.DEFINE_string("output", None, "Write the report as JSON.")
-    flags.DEFINE_string("predictions", None, "Write gold and prediction of each post as JSONL, see README.md.")
+    flags.DEFINE_string("predictions", None, "Write gold and prediction of each post as JSONL.")
 
 
 def evaluate(

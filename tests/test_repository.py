@@ -32,7 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tmrjax", "experiments", "data_prep", "benchmarks", "tests")
 SELF = Path(__file__).resolve()
 PYTHON = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path != SELF)
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "data_prep").glob("*.md")), ROOT / "Makefile"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *(ROOT / name / "README.md" for name in ("data_prep", "experiments")),
+    ROOT / "Makefile",
+]
 FILES = [*PYTHON, *PAGES]
 NAMES = {path.relative_to(ROOT).as_posix() for path in FILES} | {f"tests/{SELF.name}"}
 

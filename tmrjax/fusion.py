@@ -10,7 +10,7 @@ and text states T (the sentence's for the fine grain, the phrases' for the coars
             norm and the query of every word piece are our reading of it, under ``literal`` too
     Eq. 10  the phrase part Σ_k T^p_k of the relation's representation
 
-Two changes of ours to the paper's literal formula, switched off by ``literal=True`` and listed in the README:
+Two changes of ours to the paper's literal formula, switched off by ``literal=True`` and listed in RESULTS.md:
 a grain is the LayerNorm of the *mean* over the attended states plus their visual states, instead of the bare sum over
 49 patches. The sum makes G some fifty times as large as the text states beside it, and a sum of text states alone
 hides the picture behind the attention weights (the released code adds the visual states too). The norm comes

@@ -8,7 +8,7 @@ python experiments/mde.py --config=experiments/configs/mde.py:demo --workdir=run
 
 :pairs  real pairs (Flickr8k, MVSA), 2 layers from scratch, 800 steps: python -m benchmarks.divergence_pairs builds the
         corpus and trains each mode with it. Macro-F1 45.1 in the domain with mode=cross_entropy, and nothing of the
-        match is learned (README.md).
+        match is learned (RESULTS.md).
 
 Table 3's rows: --config.mode=cross_entropy, negative_sampling, supervised_contrastive. Baselines that see one side:
 --config.model.variant=text, picture. Less memory: --config.model.remat=True, --config.model.dtype=bfloat16.
