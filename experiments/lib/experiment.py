@@ -5,6 +5,7 @@ What a task is made of comes from its :class:`Experiment` (posts.py, pairs.py); 
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,12 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.lib import command, workdirs
 from experiments.lib.loop import restore_best, train
+from experiments.lib.measuring import peak_memory
 from experiments.lib.pairs import PairExperiment
 from experiments.lib.posts import PostExperiment
 from experiments.lib.settings import check_settings
 from tmrjax.training.checkpoints import package_versions
-from tmrjax.training.optimizer import OptimizerSettings, make_optimizer
+from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, rates_at
 from tmrjax.training.sharding import check_batch_size, make_mesh
 from tmrjax.training.step import Loss, create_state, make_train_step
 
@@ -74,16 +76,17 @@ def define_flags() -> None:
     command.define_flags()
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, report.json.")
+    flags.DEFINE_integer("profile", 0, "Trace this many steps into WORKDIR/profile.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(_) -> None:
     """Flags in, report out."""
-    run(FLAGS.config, Path(FLAGS.workdir))
+    run(FLAGS.config, Path(FLAGS.workdir), profile=FLAGS.profile)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train, evaluate and report; resumes what is in ``workdir``. Returns the report."""
+def run(config: ConfigDict, workdir: Path, *, profile: int = 0) -> dict[str, Any]:
+    """Train, evaluate and report; resumes what is in ``workdir``. Returns the report. ``profile``: steps to trace."""
     # ---- data, mesh, system
     check_settings(config)
     experiment = KINDS[config.task](config)
@@ -103,7 +106,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         kind=config.get("optimizer", "adamw"), momentum=config.get("momentum", 0.0),
         decay=config.get("decay", "linear"), epochs=config.get("epochs", 1),
     )  # fmt: skip
-    optimizer = make_optimizer(settings, experiment.groups(variables["params"]))
+    groups = experiment.groups(variables["params"])
+    optimizer = make_optimizer(settings, groups)
     step = make_train_step(experiment.loss(), optimizer, mesh, accumulate=config.accumulate)
 
     # ---- loop
@@ -121,6 +125,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             checkpoint_every=config.checkpoint_every,
             num_threads=config.data.num_threads,
             num_workers=config.data.num_workers,
+            rates=functools.partial(rates_at, settings, groups),
+            profile=profile,
             **experiment.loop,
         )
 
@@ -134,7 +140,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             **experiment.results(variables, kept, workdir),
             "seconds_per_step": seconds,
             "examples_per_second": config.batch_size / seconds if seconds else None,
+            "waiting_share": outcome["waiting_share"],
             "compile_seconds": outcome["compile_seconds"],
+            "peak_memory": peak_memory(mesh),
             "steps": outcome["steps"],
             "parameters": parameters,
             "devices": mesh.size,
@@ -144,4 +152,17 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if jax.process_index() == 0:
             command.write_json(workdir / workdirs.REPORT, report)
             experiment.show(report)
+            print(speed_line(report), flush=True)
         return report
+
+
+def speed_line(report: dict[str, Any]) -> str:
+    """Seconds of a step, what share of them it waited for posts, memory at most; for the terminal."""
+    if not report["seconds_per_step"]:
+        return "no step was timed"
+    peaks = {"in memory": report["peak_memory"]["host"], "on a device": report["peak_memory"]["device"]}
+    memory = "".join(f"; at most {peak / 2**30:.1f} GiB {where}" for where, peak in peaks.items() if peak)
+    return (
+        f"{report['seconds_per_step']:.3g} s a step, {100 * report['waiting_share']:.0f} % of it waiting for the next "
+        f"batch; {report['compile_seconds']:.0f} s to compile{memory}"
+    )

@@ -10,12 +10,8 @@ Nothing is saved whose losses or arrays are not finite.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments.lib.tensorboard import SummaryWriter
-from tmrjax.files import write_atomic
+from experiments.lib.measuring import Compiled, Metrics, Timer, Trace
 from tmrjax.inputs.batching import PlannedBatches
 from tmrjax.training.checkpoints import BEST, NEWEST, CheckpointError, CheckpointStore, load_best
 from tmrjax.training.sharding import replicate, shard_batch
@@ -69,92 +64,6 @@ class StopSignal:
         from jax.experimental import multihost_utils
 
         return int(multihost_utils.process_allgather(np.int32(self.received)).max())
-
-
-class Metrics:
-    """Numbers of a run to the terminal, to metrics.jsonl and to TensorBoard; process 0 alone writes.
-
-    On resume what was written behind the resumed step is taken back, so that no step is there twice. A number that is
-    not finite is null in metrics.jsonl, for JSON has no such number, and a warning says so.
-    """
-
-    def __init__(self, workdir: Path, step: int):
-        self._path = workdir / "metrics.jsonl"
-        self._active = jax.process_index() == 0
-        if not self._active:
-            return
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-        write_atomic(self._path, "".join(f"{line}\n" for line in kept).encode())
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line for ``step``."""
-        if not self._active:
-            return
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        if len(finite) < len(values):
-            missing = ", ".join(f"{name} is {value}" for name, value in values.items() if name not in finite)
-            logger.warning("step %d: %s; written as null", step, missing)
-        line = json.dumps({"step": step} | {name: finite.get(name) for name in values}, allow_nan=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        for name, value in finite.items():
-            self._tensorboard.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._active:
-            self._tensorboard.close()
-
-
-class Timer:
-    """Seconds per step, measured over windows that end with a value fetched from the device; compilation apart."""
-
-    def __init__(self, saved: dict[str, Any] | None = None):
-        saved = saved or {"windows": [], "compile_seconds": 0.0}
-        self.windows: list[float] = list(saved["windows"])
-        self.compile_seconds: float = saved["compile_seconds"]
-        self.restart()
-
-    def to_meta(self) -> dict[str, Any]:
-        """For the checkpoint: a resumed run reports the timings of all its parts."""
-        return {"windows": self.windows, "compile_seconds": self.compile_seconds}
-
-    def restart(self) -> None:
-        """Begin a window."""
-        self._start, self._compiled = time.perf_counter(), self.compile_seconds
-
-    def stop(self, steps: int) -> None:
-        """End a window of ``steps`` steps and begin the next."""
-        seconds = time.perf_counter() - self._start - (self.compile_seconds - self._compiled)
-        self.windows.append(seconds / steps)
-        self.restart()
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Median over the windows."""
-        return float(np.median(self.windows)) if self.windows else None
-
-
-class Compiled:
-    """A jitted step compiled ahead, once per shape of batch, so that compilation is timed apart from running."""
-
-    def __init__(self, step: Callable, timer: Timer):
-        self._step, self._timer, self._by_shape = step, timer, {}
-
-    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
-        """Run the step on this batch, compiling it first where its shape is new."""
-        shape = tuple((jax.tree_util.keystr(path), rows.shape) for path, rows in jax.tree.leaves_with_path(batch))
-        if shape not in self._by_shape:
-            start = time.perf_counter()
-            self._by_shape[shape] = self._step.lower(state, batch).compile()
-            self._timer.compile_seconds += time.perf_counter() - start
-        return self._by_shape[shape](state, batch)
 
 
 def progress_bar(batches: Iterator, total: int, description: str = "evaluate") -> Iterator:
@@ -208,6 +117,8 @@ def train(
     steps: int | None = None,
     evaluate_every: int | None = None,
     choose_by: str = "f1",
+    rates: Callable[[int], Mapping[str, float]] = lambda step: {},
+    profile: int = 0,
 ) -> dict[str, Any]:
     """Train to the last step, or resume and do so.
 
@@ -226,9 +137,11 @@ def train(
         steps: where to end, within ``batches``; their number unless given.
         evaluate_every: steps between evaluations on dev, the last step's besides; an epoch unless given.
         choose_by: the score on dev of which the best is kept (of LOWER_IS_BETTER the lowest), the earliest of equals.
+        rates: updates made before -> the learning rate of each group in the next one, for the metrics.
+        profile: how many steps are traced (:class:`experiments.lib.measuring.Trace`).
 
     Returns:
-        {"best": {"step", "epoch", **scores}, "seconds_per_step", "compile_seconds", "steps"}.
+        {"best": {"step", "epoch", **scores}, "steps", "seconds_per_step", "waiting_share", "compile_seconds"}.
 
     Raises:
         Interrupted: told to stop; the state is saved.
@@ -272,9 +185,10 @@ def train(
     silent = None if jax.process_index() == 0 else True
     bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=silent)
     timed = 0  # steps since the window of time began; a resumed window has more losses than that
-    with StopSignal() as stop:
+    with StopSignal() as stop, Trace(workdir / "profile", profile, step) as trace:
         timer.restart()
-        for _, (_, batch) in zip(range(step, total), stream, strict=False):
+        for _, (_, batch) in zip(range(step, total), timer.waits(stream), strict=False):
+            trace.before(step)
             state, values = compiled(state, shard_batch(batch, mesh))
             step += 1
             timed += 1
@@ -286,6 +200,7 @@ def train(
                 fetched = jax.device_get(pending)
                 timer.stop(timed)
                 means = {name: float(np.mean([float(values[name]) for values in fetched])) for name in fetched[0]}
+                means |= {f"learning_rate/{group}": float(rate) for group, rate in rates(step - 1).items()}
                 metrics.write(step, means | {"seconds_per_step": timer.windows[-1]})
                 bar.set_postfix(loss=f"{means['loss']:.3f}")
                 require_finite(fetched, state, step, newest)
@@ -319,6 +234,7 @@ def train(
         "best": best,
         "steps": total,
         "seconds_per_step": timer.seconds_per_step,
+        "waiting_share": timer.waiting_share,
         "compile_seconds": timer.compile_seconds,
     }
 

@@ -1,6 +1,7 @@
 """The loop on a model of one number: what it saves, what it refuses to save, and what a killed run goes on with."""
 
 import dataclasses
+import gzip
 import json
 import signal
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lib import loop
+from experiments.lib import loop, measuring
 from experiments.lib.loop import Interrupted, train
 from tmrjax.inputs.batching import BatchPlan, PlannedBatches
 from tmrjax.training.checkpoints import CheckpointError, CheckpointStore, load_best
@@ -148,6 +149,56 @@ def test_a_kill_before_the_first_checkpoint_leaves_a_best_that_holds(tmp_path, m
         run(tmp_path, evaluate=lambda _: {"f1": 0.9})
     scores = iter([0.95, 0.2, 0.91])
     assert run(tmp_path, evaluate=lambda _: {"f1": next(scores)})["best"] == {"step": 12, "epoch": 3, "f1": 0.91}
+
+
+def test_the_metrics_have_the_learning_rate_of_the_last_update(tmp_path):
+    run(tmp_path, rates=lambda updates: {"encoder": updates / 10, "crf": 1.0})
+    found = {line["step"]: line for line in lines_of(tmp_path) if "loss" in line}
+    assert {step: line["learning_rate/encoder"] for step, line in found.items()} == {
+        3: 0.2, 4: 0.3, 7: 0.6, 8: 0.7, 11: 1.0, 12: 1.1,
+    }  # fmt: skip
+    assert all(line["learning_rate/crf"] == 1 for line in found.values())
+
+
+def test_what_share_of_the_time_was_waiting(monkeypatch):
+    """On a clock of its own: batches take 3 seconds to come, steps 1, compilation 10 and evaluation 100."""
+    clock = [0.0]
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+
+    def batches():
+        for number in range(4):
+            clock[0] += 3
+            yield number
+
+    timer = measuring.Timer({"windows": [8.0], "compile_seconds": 1.0, "seconds": 16.0, "waited": 0.0})
+    for number in timer.waits(batches()):
+        clock[0] += 1
+        if number == 0:
+            clock[0] += 10
+            timer.compile_seconds += 10
+        if number == 1:
+            timer.stop(2)
+            clock[0] += 100
+            timer.restart()
+    timer.stop(2)
+    assert timer.windows == [8.0, 4.0, 4.0] and timer.seconds_per_step == 4
+    assert timer.waiting_share == 12 / 32 and measuring.Timer(timer.to_meta()).waiting_share == 12 / 32
+    assert measuring.Timer().waiting_share is None
+
+
+def test_some_steps_are_traced(tmp_path):
+    run(tmp_path, profile=2)
+    (profile,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    with gzip.open(profile.parent / "perfetto_trace.json.gz") as file:
+        assert json.load(file)["traceEvents"]
+    run(tmp_path / "other")
+    assert not (tmp_path / "other" / "profile").exists()
+
+
+def test_a_trace_ends_with_a_run_that_fails(tmp_path):
+    with pytest.raises(FloatingPointError):
+        run(tmp_path, Step(losses={5: np.nan}), log_every=1, profile=8)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_best_that_is_gone_is_said(tmp_path):

@@ -78,9 +78,13 @@ def test_a_run_leaves_a_report_metrics_and_a_checkpoint(finished, world):
     assert report["data"]["synthetic"] and not report["leaky_phrases"] and report["steps"] == 36
     assert {"precision", "recall", "f1"} <= set(report["dev"]) and "lenient_f1" in report["test"]
     assert report["seconds_per_step"] > 0 and report["compile_seconds"] > 0
+    assert 0 <= report["waiting_share"] <= 1 and report["peak_memory"]["host"] > 2**28
     assert report["data"]["files"] == dict(read_dataset(world).info.files)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(3, 37, 3))
+    # 4 of 36 steps of warm-up: the second update, behind one, has a quarter of the rate; the last one 1 / 32.
+    rates = {line["step"]: line["learning_rate/fusion"] for line in lines if "loss" in line}
+    assert rates[3] == pytest.approx(1e-2 * 2 / 4) and rates[36] == pytest.approx(1e-2 / 32)
     assert [line["epoch"] for line in lines if "epoch" in line] == list(range(1, 13))
     assert list((workdir / "tensorboard").iterdir())
     assert np.isfinite([leaf for tree in jax.tree.leaves(arrays_of(workdir)) for leaf in np.ravel(tree)]).all()

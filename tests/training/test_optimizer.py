@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups, schedule
+from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups, rates_at, schedule
 
 PARAMS = {
     "bert": {"layer_0": {"kernel": np.ones(2, np.float32)}, "layer_1": {"kernel": np.ones(2, np.float32)}},
@@ -73,3 +73,21 @@ def test_sgd_with_momentum_decays_by_epoch_as_recurrent_taggers_do():
 def test_constant_and_warmed_rates():
     rates = [float(schedule(2.0, 10, 0.4, "constant")(step)) for step in range(10)]
     np.testing.assert_allclose(rates, [0.5, 1.0, 1.5, *[2.0] * 7])
+
+
+@pytest.mark.parametrize("decay", ["linear", "inverse", "constant"])
+def test_the_rates_that_are_told_are_those_of_the_updates(decay):
+    """Of SGD without momentum an update is minus the rate times the gradient."""
+    settings = OptimizerSettings(
+        8, {"encoder": 0.5, "crf": 0.25, "fusion": 1.0}, warmup=0.25, clip=1e9, weight_decay=0, kind="sgd", decay=decay,
+        epochs=4,
+    )  # fmt: skip
+    groups = parameter_groups(PARAMS, OWN, frozen=("crf/.*",))
+    optimizer = make_optimizer(settings, groups)
+    state, gradients = optimizer.init(PARAMS), jax.tree.map(np.ones_like, PARAMS)
+    for step in range(8):
+        updates, state = optimizer.update(gradients, state, PARAMS)
+        found = rates_at(settings, groups, step)
+        assert set(found) == {"encoder", "fusion"}  # what is frozen has none
+        np.testing.assert_allclose(updates["bert"]["layer_0"]["kernel"], -found["encoder"], rtol=1e-6)
+        np.testing.assert_allclose(updates["emission"]["bias"], -found["fusion"], rtol=1e-6)

@@ -79,7 +79,9 @@ def run(model, batches, *, devices=1, accumulate=1, settings=None, first=None):
     state = replicate(create_state(variables, optimizer, seed=0), mesh)
     losses = []
     for batch in batches:
-        state, metrics = step(state, shard_batch(batch, mesh))
+        placed = shard_batch(batch, mesh)
+        with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
+            state, metrics = step(state, placed)
         losses.append(float(metrics["loss"]))
         if first is not None and len(losses) == 1:
             first.append(jax.tree.map(np.asarray, state))

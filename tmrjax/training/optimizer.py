@@ -63,6 +63,17 @@ def schedule(peak: float, steps: int, warmup: float, decay: str = "linear", epoc
     return rate
 
 
+def schedule_of(settings: OptimizerSettings, group: str) -> optax.Schedule:
+    """The learning rate of a group by the number of updates made before."""
+    return schedule(settings.rates[group], settings.steps, settings.warmup, settings.decay, settings.epochs)
+
+
+def rates_at(settings: OptimizerSettings, groups: Any, step: int) -> dict[str, float]:
+    """The learning rate of each group of ``groups`` that is trained, in the update behind ``step`` others."""
+    used = sorted(set(jax.tree.leaves(groups)) - {FROZEN})
+    return {group: float(schedule_of(settings, group)(step)) for group in used}
+
+
 def parameter_groups(params: Any, patterns: Sequence[tuple[str, str]], frozen: Sequence[str] = ()) -> Any:
     """A tree of group names in the shape of ``params``.
 
@@ -127,8 +138,8 @@ def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTr
     if missing:
         raise ValueError(f"the groups {missing} have no learning rate; those that have are {sorted(settings.rates)}")
 
-    def one(peak):
-        rate = schedule(peak, settings.steps, settings.warmup, settings.decay, settings.epochs)
+    def one(group):
+        rate = schedule_of(settings, group)
         if settings.kind == "sgd":
             decayed = optax.add_decayed_weights(settings.weight_decay, mask=is_kernel)
             return optax.chain(decayed, optax.sgd(rate, settings.momentum or None))
@@ -140,5 +151,5 @@ def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTr
             mask=is_kernel,
         )
 
-    transforms = {group: one(settings.rates[group]) for group in sorted(used)} | {FROZEN: optax.set_to_zero()}
+    transforms = {group: one(group) for group in sorted(used)} | {FROZEN: optax.set_to_zero()}
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.multi_transform(transforms, groups))
