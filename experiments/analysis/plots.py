@@ -1,4 +1,4 @@
-"""Plots of tables as SVG texts: means with their deviation, and curves with bands over the share of training data."""
+"""Plots of tables as SVG texts: means with their deviation, curves over the share of training data, calibration."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis.tables import Column, Table
+from tmrjax.tasks.calibration import reliability, risk_coverage
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
 
@@ -34,13 +35,14 @@ def plot_of(table: Table) -> list[str]:
     if table.view == "curve":
         svg = _curve(table)
         return [svg] if svg else []
-    return [svg for column in table.columns if (svg := _points(column, table.reference))]
+    drawn = [(_points(column, table.reference), _calibration(column)) for column in table.columns]
+    return [svg for plots in drawn for svg in plots if svg]
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    """A figure of one plot, height in inches. Not pyplot's, which would keep it."""
-    figure = Figure(figsize=(6.4, height))
-    return figure, figure.subplots()
+def _figure(height: float, columns: int = 1) -> tuple[Figure, Axes]:
+    """A figure of one plot, or of several beside each other, height in inches. Not pyplot's, which would keep it."""
+    figure = Figure(figsize=(6.4 if columns == 1 else 8.4, height))
+    return figure, figure.subplots(1, columns)
 
 
 def _svg(figure: Figure, label: str) -> str:
@@ -76,6 +78,33 @@ def _points(column: Column, reference: str) -> str:
         said += ["square: out of domain"] if any("f1_out" in cell.scores for cell in rows.values()) else []
         axes.set_xlabel(f"F1, {column.name} ({'; '.join(said)})")
         return _svg(figure, f"F1 of each row on {column.name}")
+
+
+def _calibration(column: Column) -> str:
+    """Left the accuracy of answers by their probability, right the risk by the coverage; seeds of a row together."""
+    found = {row: cell.outcomes for row, cell in column.cells.items() if cell.outcomes is not None}
+    rows = {row: answers for row, answers in found.items() if len(answers[0])}
+    if not rows:
+        return ""
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = _figure(3.4, columns=2)
+        left.plot((0, 1), (0, 1), ":", color="#7f7f7f", linewidth=1)
+        for number, (row, (probabilities, correct)) in enumerate(rows.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            bins = reliability(probabilities, correct)
+            x, y = [one["probability"] for one in bins], [one["accuracy"] for one in bins]
+            left.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1, label=row)
+            coverage, risk, _ = risk_coverage(probabilities, correct)
+            right.step(100 * coverage, 100 * risk, where="post", color=colour, linewidth=1)
+        left.set_xlabel("probability of answers (mean of a bin)")
+        left.set_ylabel("share that is right")
+        right.set_xlabel("answers kept, the surest first, per cent")
+        right.set_ylabel("wrong ones among them, per cent")
+        for axes in (left, right):
+            axes.grid(alpha=0.25)
+        left.legend(frameon=False, labelcolor="linecolor", fontsize=8)
+        figure.suptitle(f"Calibration, {column.name}", fontsize=9, color="#808080")
+        return _svg(figure, f"Calibration of each row on {column.name}")
 
 
 def _curve(table: Table) -> str:

@@ -16,6 +16,7 @@ from experiments.lib.pairs import TESTS
 from tmrjax.files import DataError
 from tmrjax.records import Record, read_dataset
 from tmrjax.records.schema import NO_RELATION
+from tmrjax.tasks.calibration import area_under_risk_coverage, expected_calibration_error, outcomes
 from tmrjax.tasks.comparison import COUNTS, Comparison, holm, micro_f1, paired_bootstrap
 from tmrjax.tasks.report import marks_of
 
@@ -27,7 +28,8 @@ class Cell:
     """What the runs of one row found on one data set, in per cent.
 
     scores: name -> one figure a seed. per_label: label -> F1 of each seed. comparison: with the reference row;
-    corrected: its p value by Holm over all comparisons of the table. published: F1 of a paper.
+    corrected: its p value by Holm over all comparisons of the table. published: F1 of a paper. outcomes: probability of
+    each answer of all runs, and whether it is right (:func:`tmrjax.tasks.calibration.outcomes`).
     """
 
     runs: tuple[Run, ...] = ()
@@ -37,6 +39,7 @@ class Cell:
     comparison: Comparison | None = None
     corrected: float | None = None
     published: float | None = None
+    outcomes: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -149,6 +152,11 @@ def _kept(rows, kept: np.ndarray | None):
     return rows if kept is None else rows[kept]
 
 
+def _kept_rows(run: Run, kept: np.ndarray | None) -> list[dict]:
+    rows = run.predictions()
+    return rows if kept is None else [row for row, wanted in zip(rows, kept, strict=True) if wanted]
+
+
 def _cell(runs: Sequence[Run], kept: np.ndarray | None) -> Cell:
     if not runs:
         return Cell()
@@ -157,6 +165,9 @@ def _cell(runs: Sequence[Run], kept: np.ndarray | None) -> Cell:
     scores: dict[str, list[float]] = {"f1": [], "precision": [], "recall": []}
     of_labels = [label_counts(run, kept) for run in runs]
     labels = sorted(set().union(*of_labels))
+    answers = [outcomes(_kept_rows(run, kept), run.task) for run in runs]
+    scores["ece"] = [expected_calibration_error(*found) for found in answers]
+    scores["aurc"] = [area_under_risk_coverage(*found) for found in answers]
     for run in runs:
         correct, predicted, gold = _kept(run.counts(), kept).sum(0)
         scores["f1"].append(float(micro_f1(np.array([correct, predicted, gold]))))
@@ -170,6 +181,7 @@ def _cell(runs: Sequence[Run], kept: np.ndarray | None) -> Cell:
         {name: 100 * np.array(values) for name, values in scores.items()},
         {name: 100 * micro_f1(np.stack([found.get(name, nothing) for found in of_labels])) for name in labels},
         {name: int(max(found.get(name, nothing)[2] for found in of_labels)) for name in labels},
+        outcomes=tuple(np.concatenate(part) for part in zip(*answers, strict=True)),
     )
 
 
@@ -194,10 +206,7 @@ def label_counts(run: Run, kept: np.ndarray | None = None) -> dict[str, np.ndarr
     def add(label: str, place: int) -> None:
         found.setdefault(label, np.zeros(3))[place] += 1
 
-    rows = run.predictions()
-    for index, row in enumerate(rows):
-        if kept is not None and not kept[index]:
-            continue
+    for row in _kept_rows(run, kept):
         answers = [_answers(row["gold"]), _answers(row["predicted"])]
         for place, some in ((0, answers[0] & answers[1]), (1, answers[1]), (2, answers[0])):
             for answer in some:

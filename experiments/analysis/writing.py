@@ -23,6 +23,7 @@ from tmrjax.tasks.report import marks_of
 SIGNIFICANT = 0.05
 METRICS = {
     "f1": "F1", "f1_out": "F1 out of domain", "precision": "precision", "recall": "recall", "lenient_f1": "lenient F1",
+    "ece": "calibration error", "aurc": "area under risk-coverage",
 }  # fmt: skip
 FORMATS = ("md", "tex", "csv", "html")
 

@@ -19,6 +19,7 @@ from tmrjax.inputs.picture_adds import SIDE as PICTURE_ADDS
 from tmrjax.methods import name_of
 from tmrjax.prediction.posts import read_post
 from tmrjax.records import Record, read_dataset
+from tmrjax.tasks.calibration import calibration_report, outcomes
 from tmrjax.tasks.report import format_report, warnings_of
 from tmrjax.training.optimizer import parameter_groups
 from tmrjax.training.step import Loss
@@ -122,11 +123,13 @@ class PostExperiment:
 
     def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
         """Writes the predictions of dev and test, and reports them."""
-        dataset, best, scores = self.dataset, kept["best"], {}
+        dataset, best, scores, calibration = self.dataset, kept["best"], {}, {}
         test = self.system.encode(dataset.splits["test"], say="test")
         for split, encoded in (("dev", self.dev), ("test", test)):
             predictions = self._predictions(variables, encoded, probabilities=True)
             scores[split] = self.system.report(encoded, predictions)
+            rows = self.system.prediction_rows(encoded, predictions)
+            calibration[split] = calibration_report(*outcomes(rows, self.system.task))
             if jax.process_index() == 0:
                 path = workdir / "predictions" / f"{split}.jsonl"
                 about = command.about_predictions(dataset, split, kept)
@@ -146,6 +149,7 @@ class PostExperiment:
             **self.second,
             "dev": {name: best[name] for name in ("precision", "recall", "f1")},
             "test": scores["test"],
+            "calibration": calibration,
         }
 
     def show(self, report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from tmrjax.divergence.report import divergence_report, expected_calibration_error, format_divergence_report
+from tmrjax.divergence.report import divergence_report, format_divergence_report
 from tmrjax.records.schema import SCORE_CLASSES
 
 
@@ -31,12 +31,11 @@ def test_figures_are_scikit_learns(seed, size, classes):
 
 
 def test_calibration_error_by_hand():
-    scores = np.array([[0.9, 0.1, 0], [0.92, 0.08, 0], [0.4, 0.3, 0.3], [1.0, 0, 0]])
-    labels = np.array([0, 1, 0, 0])
-    # 10 bins: three in the last one (1.0 belongs to it), two of them right; one of 0.4, right.
-    expected = 0.75 * abs(2 / 3 - (0.9 + 0.92 + 1.0) / 3) + 0.25 * 0.6
-    assert expected_calibration_error(labels, scores, bins=10) == pytest.approx(expected)
-    assert expected_calibration_error(np.zeros(0, int), np.zeros((0, 3))) == 0.0
+    scores = np.array([[0.95, 0.05, 0], [0.97, 0.03, 0], [0.4, 0.3, 0.3], [1.0, 0, 0]])
+    # 15 bins: three in the last one (1.0 belongs to it), two of them right; one of 0.4, right.
+    expected = 0.75 * abs(2 / 3 - (0.95 + 0.97 + 1.0) / 3) + 0.25 * 0.6
+    assert divergence_report([0, 1, 0, 0], scores)["ece"] == pytest.approx(expected)
+    assert divergence_report([], np.zeros((0, 3)))["ece"] == 0.0
 
 
 def test_what_does_not_fit_is_named_and_nothing_gives_zeros():

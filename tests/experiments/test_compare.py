@@ -129,7 +129,7 @@ def test_the_page_holds_its_plots_and_escapes_names(runs, tmp_path):
     paths = write_tables([table], tmp_path / "out" / "table", "A title")
     assert [path.suffix for path in paths] == [".md", ".tex", ".csv", ".html"]
     page = paths[-1].read_text()
-    assert "<script" not in page and html.escape("<script>") in page and page.count("<svg") == 1
+    assert "<script" not in page and html.escape("<script>") in page and page.count("<svg") == 2
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

@@ -56,6 +56,9 @@ def test_a_run_leaves_a_report(finished, world):
     gold = [record.relation for record in read_dataset(world).splits["test"]]
     assert report["test"]["support"] == sum(relation != "None" for relation in gold)
     assert report["dev"]["f1"] > 0
+    found = report["calibration"]["test"]
+    assert found["accuracy"] == report["test"]["accuracy"] and found["answers"] == report["test"]["records"]
+    assert 0 < found["ece"] < 1 and report["calibration"]["dev"]["answers"] == len(read_dataset(world).splits["dev"])
 
 
 def test_predictions_are_kept_with_both_probabilities(finished, world):

@@ -8,22 +8,8 @@ from typing import Any
 import numpy as np
 
 from tmrjax.records.schema import SCORE_CLASSES
+from tmrjax.tasks.calibration import expected_calibration_error
 from tmrjax.tasks.metrics import Score
-
-CALIBRATION_BINS = 15
-
-
-def expected_calibration_error(labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """ECE = Σ_b |b|/N · |accuracy(b) − confidence(b)| over equal bins of the highest probability (Guo et al. 2017).
-
-    labels [N], scores [N,3] rows that sum to 1. 0 for no pairs.
-    """
-    if not len(labels):
-        return 0.0
-    confidence, correct = scores.max(1).astype(np.float64), scores.argmax(1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, correct - confidence, bins)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 def divergence_report(labels: Sequence[int], scores: np.ndarray) -> dict[str, Any]:
@@ -60,7 +46,7 @@ def divergence_report(labels: Sequence[int], scores: np.ndarray) -> dict[str, An
     return {
         "macro_f1": float(np.mean([score.f1 for score in occurring])) if occurring else 0.0,
         "micro_f1": float(np.mean(predicted == labels)) if len(labels) else 0.0,
-        "ece": expected_calibration_error(labels, scores),
+        "ece": expected_calibration_error(scores.max(1, initial=0.0), predicted == labels),
         "log_loss": float(-np.log(np.maximum(of_labels, np.finfo(np.float32).tiny)).mean()) if len(labels) else 0.0,
         "records": len(labels),
         "per_label": {name: score.to_dict() for name, score in per_label.items()},
