@@ -9,8 +9,9 @@ to --root, by default the input's folder), "regions", "phrases", "scores" where 
 every pair of them is asked for. Other keys are carried through to the output.
 
 Results are written to OUTPUT.partial as they come, in the order of the input, which becomes OUTPUT at the end; a run
-that was stopped goes on with the same command. The memory does not grow with the input. With --on-error=skip posts that
-cannot be read are listed in OUTPUT.skipped.jsonl with file, line and id.
+that was stopped goes on with the same command. The memory does not grow with the input. --min-score leaves unsure
+answers out, --abstain-below keeps silent on posts that have one, --review=FILE lists the posts in which a second look
+mends most. With --on-error=skip posts that cannot be read are listed in OUTPUT.skipped.jsonl with file, line and id.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from tqdm import tqdm
 
 from experiments.lib import command
 from experiments.lib.journal import Journal
-from tmrjax.files import DataError, open_regular, parse_json
+from tmrjax.files import DataError, jsonl_bytes, open_regular, parse_json, write_atomic
 from tmrjax.predict import Predictor
+from tmrjax.prediction.certainty import chosen, expected_errors, most_worth_a_look
 from tmrjax.prediction.posts import Given, PostError
 from tmrjax.text.splitting import SPLITTINGS
 
@@ -55,6 +57,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with a post that cannot be read.")
     flags.DEFINE_bool("allow_outside", False, "Let paths of pictures lead out of --root (posts that you trust).")
     flags.DEFINE_list("carry", [], "Keys to carry through although they look like a misspelt key of a post.")
+    flags.DEFINE_float("min_score", 0.0, "Leave answers out whose score is lower.", 0.0, 1.0)
+    flags.DEFINE_float("abstain_below", 0.0, "Give no answer for a post that has one with a lower score.", 0.0, 1.0)
+    flags.DEFINE_string("review", None, "JSONL file to write: the posts with most expected errors, the worst first.")
+    flags.DEFINE_integer("review_posts", 1000, "How many posts --review lists.", lower_bound=1)
     flags.DEFINE_bool("keep_none", False, "List pairs of found entities without a relation too.")
     flags.DEFINE_bool("windows", None, "Read long posts in windows (NER); as trained unless given.")
     flags.DEFINE_enum("word_splitting", None, list(SPLITTINGS), "How text becomes words; as trained unless given.")
@@ -74,6 +80,8 @@ def main(_) -> None:
         "root": os.path.realpath(options["root"]),
         "carry": sorted(FLAGS.carry),
     }
+    limits = {"min_score": FLAGS.min_score, "abstain_below": FLAGS.abstain_below}
+    identity |= {**limits, "review": bool(FLAGS.review)}
     kind = "entities"
     if predictor.system.task == "re":
         kind = "relations"
@@ -96,8 +104,10 @@ def main(_) -> None:
                 entry = {"file": source.name, "line": given.position[0], "id": outcome.id, "error": str(outcome.error)}
                 journal.skip(entry)
             else:
-                journal.write(outcome)
-                count(counts, outcome, kind)
+                told = {"expected_errors": expected_errors(outcome)} if FLAGS.review else {}
+                result = chosen(outcome, **limits) | told
+                journal.write(result)
+                count(counts, result, kind)
             counts["posts"] += 1
             journal.done_to(*given.position)
     finally:
@@ -105,6 +115,18 @@ def main(_) -> None:
         journal.close()
     journal.finish()
     print(summary(counts, kind, output, journal.skipped))
+    if FLAGS.review:
+        print(write_review(output, Path(FLAGS.review), FLAGS.review_posts))
+
+
+def write_review(output: Path, review: Path, posts: int) -> str:
+    """Write the posts of the output that are most worth a look; returns what was written, as a sentence."""
+    with output.open("rb") as stream:
+        found = most_worth_a_look((parse_json(line, f"{output}:{n}") for n, line in enumerate(stream, 1)), posts)
+    review.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(review, jsonl_bytes(found))
+    errors = sum(result["expected_errors"] for result in found)
+    return f"{len(found)} posts with {errors:.1f} expected errors, the most first, written to {review}"
 
 
 def survey(source: Path) -> tuple[str, int]:
@@ -160,6 +182,8 @@ def count(counts: dict[str, int], result: dict[str, Any], kind: str) -> None:
     counts["unread words"] += result["unread_words"]
     counts["words that are [UNK]"] += result["unknown_words"]
     counts["pairs too far apart"] += result.get("unread_pairs", 0)
+    counts[f"{kind} below --min-score, left out"] += result.get("left_out", 0)
+    counts["without answers, one being below --abstain-below"] += result.get("abstained", False)
 
 
 def summary(counts: dict[str, int], kind: str, output: Path, skipped: Path) -> str:

@@ -21,7 +21,8 @@ from tmrjax.training.checkpoints import BEST, CheckpointError, CheckpointStore
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {
     "entities": None, "root": None, "batch_size": 32, "on_error": "raise", "allow_outside": False, "carry": [],
-    "keep_none": False, "windows": None, "word_splitting": None, "joiner": None,
+    "keep_none": False, "windows": None, "word_splitting": None, "joiner": None, "min_score": 0.0, "abstain_below": 0.0,
+    "review": None, "review_posts": 1000,
 }  # fmt: skip
 
 
@@ -69,6 +70,28 @@ def test_results_come_in_the_order_of_the_input_with_other_keys(run, tmp_path, c
     found = sum(len(result["entities"]) for result in results)
     assert found > 70 and f"{found} entities in 70 posts written to" in capsys.readouterr().out
     assert run() == results
+
+
+def test_unsure_answers_are_left_out_counted_and_listed_for_a_second_look(run, tmp_path, capsys):
+    write_posts(tmp_path / "posts.jsonl", 30)
+    every = run()
+    scores = sorted(entity["score"] for result in every for entity in result["entities"])
+    limit = scores[len(scores) // 2]
+    sure = run(output=tmp_path / "sure.jsonl", min_score=limit)
+    for result, whole in zip(sure, every, strict=True):
+        assert result["entities"] == [entity for entity in whole["entities"] if entity["score"] >= limit]
+        assert result["left_out"] == len(whole["entities"]) - len(result["entities"])
+    assert f"{sum(score < limit for score in scores)} entities below --min-score, left out" in capsys.readouterr().out
+    review = tmp_path / "deep" / "review.jsonl"
+    silent = run(output=tmp_path / "silent.jsonl", abstain_below=limit, review=review, review_posts=7)
+    for result, whole in zip(silent, every, strict=True):
+        unsure = any(entity["score"] < limit for entity in whole["entities"])
+        assert result["abstained"] == unsure and result["entities"] == ([] if unsure else whole["entities"])
+        assert result["expected_errors"] == pytest.approx(sum(1 - entity["score"] for entity in whole["entities"]))
+    listed = [json.loads(line) for line in review.read_text().splitlines()]
+    assert listed == sorted(silent, key=lambda result: -result["expected_errors"])[:7]  # of equals the earlier one
+    assert "7 posts with" in capsys.readouterr().out
+    assert not any({"left_out", "abstained", "expected_errors"} & set(result) for result in every)
 
 
 def test_bad_posts_are_listed_with_file_line_and_id(run, tmp_path, capsys):
