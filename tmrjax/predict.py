@@ -13,14 +13,20 @@ import dataclasses
 import itertools
 import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from tmrjax.encoders.folders import resolve
 from tmrjax.files import DataError, sha256
 from tmrjax.inputs.lost import unknown_warning
 from tmrjax.inputs.marked import PairDistanceError
+from tmrjax.prediction import folder as folder_files
+from tmrjax.prediction.card import model_card
 from tmrjax.prediction.posts import (
     Given,
     Post,
@@ -89,15 +95,18 @@ class Predictor:
         cls,
         workdir: str | Path,
         *,
+        revision: str | None = None,
         devices: int | None = None,
         windows: bool | None = None,
         word_splitting: str | None = None,
         joiner: str | None = None,
     ) -> Predictor:
-        """The best checkpoint of a workdir; nothing else is read.
+        """The best checkpoint of a workdir, or an exported folder; nothing else is read.
 
         Args:
-            workdir: of a training run or a conversion.
+            workdir: of a training run or a conversion; a folder that :meth:`save` wrote; or "owner/name" of a model of
+                the Hugging Face hub, which is fetched through its cache (HF_HUB_OFFLINE=1: from the cache alone).
+            revision: of the hub's model: a commit, branch or tag.
             devices: how many; all unless given.
             windows: whether NER reads long posts in windows; as trained unless given, and True for a checkpoint from
                 before windows.
@@ -107,11 +116,20 @@ class Predictor:
                 data were split into characters.
 
         Raises:
-            CheckpointError: there is none in ``workdir``.
-            ValueError: an unknown ``word_splitting``.
+            CheckpointError: there is none in ``workdir``, or a file of a folder is damaged or missing.
+            ValueError: an unknown ``word_splitting``, or a revision of a folder of this machine.
+            FileNotFoundError, PermissionError, ConnectionError: the hub does not give a model of this name
+                (:func:`tmrjax.encoders.folders.resolve`).
         """
-        with _quiet_orbax():
-            variables, meta = load_best(Path(workdir))
+        if isinstance(workdir, str) and not Path(workdir).exists():
+            workdir = resolve(workdir, revision=revision, files=folder_files.FILES).path
+        elif revision is not None:
+            raise ValueError(f"{workdir} is a folder of this machine, which has no revision {revision!r}")
+        if folder_files.is_folder(Path(workdir)):
+            variables, meta = folder_files.read_folder(Path(workdir))
+        else:
+            with _quiet_orbax():
+                variables, meta = load_best(Path(workdir))
         system = system_from_meta(meta)
         text = dataclasses.replace(
             system.text,
@@ -120,6 +138,39 @@ class Predictor:
         )
         system = dataclasses.replace(system, text=text)
         return cls(system, variables, meta, devices=devices, joiner=joiner)
+
+    def save(self, folder: str | Path, *, dtype: str = "float32", report: Mapping | None = None, **about: Any) -> None:
+        """Write this model as one folder to hand over (:mod:`tmrjax.prediction.folder`).
+
+        Args:
+            folder: new, or written by this method before.
+            dtype: "float32", with equal predictions to the last bit, or "bfloat16", half the size.
+            report: the run's report.json, whose figures the model card tells.
+            about: ``name``, ``languages``, ``licence`` of :func:`tmrjax.prediction.card.model_card`.
+
+        Raises:
+            ValueError: another ``dtype``, or a folder that holds something else.
+        """
+        variables = jax.device_get(self.variables)
+        card = model_card(self.meta, folder_files.size_of(variables), report=report, **about)
+        folder_files.write_folder(Path(folder), variables, self.meta, card, dtype=dtype)
+
+    def push(self, name: str, *, private: bool = False, folder: str | Path | None = None, **options: Any) -> str:
+        """Upload this model to the Hugging Face hub as ``owner/name``; returns its address there.
+
+        ``folder``: one that :meth:`save` wrote, with a card that was edited perhaps; else it is written with
+        ``options`` of :meth:`save`. Needs a token (``hf auth login``, HF_TOKEN). Raises what huggingface_hub raises.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as temporary:
+            if folder is None:
+                folder = Path(temporary) / "model"
+                self.save(folder, name=name, **options)
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(folder_files.FILES))
+        return str(address)
 
     def identity(self) -> str:
         """SHA-256 over the system and its weights: equal where two predictors give equal results."""
