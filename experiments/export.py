@@ -49,7 +49,7 @@ def main(_) -> None:
     )
     predictor = Predictor.load(workdir, devices=1)
     about = {"report": report, "languages": FLAGS.language, "licence": FLAGS.licence, "dtype": FLAGS.dtype}
-    predictor.save(out, name=FLAGS.push or str(FLAGS.out), **about)
+    predictor.save(out, name=FLAGS.push or out.name, **about)
     print(f"wrote {out}: {(out / WEIGHTS).stat().st_size / 1e6:.1f} MB of weights, {FLAGS.dtype}")
     if FLAGS.push:
         print(f"pushed to {predictor.push(FLAGS.push, private=FLAGS.private, folder=out)}")

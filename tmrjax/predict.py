@@ -146,13 +146,17 @@ class Predictor:
             folder: new, or written by this method before.
             dtype: "float32", with equal predictions to the last bit, or "bfloat16", half the size.
             report: the run's report.json, whose figures the model card tells.
-            about: ``name``, ``languages``, ``licence`` of :func:`tmrjax.prediction.card.model_card`.
+            about: ``name`` that it is loaded by, ``languages``, ``licence`` of :func:`tmrjax.prediction.card.model_card`.
 
         Raises:
             ValueError: another ``dtype``, or a folder that holds something else.
         """
         variables = jax.device_get(self.variables)
-        card = model_card(self.meta, folder_files.size_of(variables), report=report, **about)
+        method = self.system.method
+        card = model_card(
+            folder_files.without_paths(self.meta), folder_files.size_of(variables), report=report,
+            reads_pictures=method.pictures is not None, **about,
+        )  # fmt: skip
         folder_files.write_folder(Path(folder), variables, self.meta, card, dtype=dtype)
 
     def push(self, name: str, *, private: bool = False, folder: str | Path | None = None, **options: Any) -> str:

@@ -26,6 +26,7 @@ META = {
     "config": {"seed": 3, "data": {"root": "/home/ada/data/small"}, "text_encoder": {"folder": "/home/ada/BERT/"}},
     "dataset": {"name": "small", "files": {"test.jsonl": "ab" * 32}, "labels_sha256": {"test": "cd" * 32},
                 "synthetic": True, "leaky_phrases": False, "leaky_regions": True},
+    "encoders": {"text": {"name": "/home/ada/BERT", "revision": None}},
     "best": {"step": 7, "epoch": 2, "f1": 0.5}, "versions": {"jax": "0"},
 }  # fmt: skip
 REPORT = {
@@ -81,6 +82,7 @@ def test_bfloat16_is_half_the_size_and_rounds_matrices_alone(predictor, saved, t
 
 def test_no_path_of_the_machine_is_kept(saved):
     text = (saved / "config.json").read_text() + (saved / "README.md").read_text()
+    assert "| text encoder | BERT |" in text and "photo.jpg" in text
     assert "/home" not in text and str(saved.parent) not in text
     config = json.loads((saved / "config.json").read_text())
     assert config["config"]["data"]["root"] == "small" and config["config"]["text_encoder"]["folder"] == "BERT"
@@ -189,4 +191,7 @@ def test_the_command(text_reader, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert "MB of weights, float32" in capsys.readouterr().out
     assert "33.33" in (tmp_path / "out" / "README.md").read_text()
     whole, exported = (Predictor.load(tmp_path / name, devices=1) for name in ("run", "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'Predictor.load("out")' in card and str(tmp_path) not in card and "/home" not in card
+    assert "posts, their text alone, and" in card and "photo.jpg" not in card and "multimodal" not in card
     assert whole.entities(POSTS[0]) == exported.entities(POSTS[0]) and whole.entities(POSTS[0])["entities"]

@@ -24,6 +24,7 @@ def model_card(
     parameters: int,
     *,
     report: Mapping[str, Any] | None = None,
+    reads_pictures: bool = True,
     name: str = "OWNER/NAME",
     languages: Sequence[str] = (),
     licence: str = "other",
@@ -31,9 +32,9 @@ def model_card(
     """Markdown with the hub's metadata on top.
 
     Args:
-        meta: a checkpoint's JSON. parameters: how many numbers.
+        meta: a checkpoint's JSON, without paths of a machine. parameters: how many numbers.
         report: the run's report.json; without it the card has dev's figures only.
-        name: what the model is loaded by. languages: codes as ``en``; licence: of the hub's list.
+        reads_pictures: whether the method does. name: what the model is loaded by. languages: codes as ``en``; licence: of the hub's list.
     """
     task, what = TASKS[meta["task"]]
     method = meta["method"]["name"]
@@ -44,14 +45,19 @@ def model_card(
         license=licence,
         library_name="tmrjax",
         pipeline_tag=task,
-        tags=["tmrjax", "multimodal", method],
+        tags=["tmrjax", *(["multimodal"] if reads_pictures else []), method],
     )
+    picture = ', "image": "photo.jpg"' if reads_pictures else ""
+    call = {
+        "ner": f'predictor.entities({{"text": "Jordan at the harbour"{picture}}})',
+        "re": f'predictor.relations({{"text": "Ada joins the Club", "head": [0, 3], "tail": [14, 18]{picture}}})',
+    }[meta["task"]]
     lines = [
         "---", metadata.to_yaml(), "---", "", f"# {method} for {what}", "",
-        f"Reads posts with pictures and finds {what}: {', '.join(meta['labels'])}.", "",
+        f"Reads posts{' with pictures' if reads_pictures else ', their text alone,'} and finds {what}: "
+        f"{', '.join(meta['labels'])}.", "",
         "```python", "from tmrjax.predict import Predictor", "", f'predictor = Predictor.load("{name}")',
-        'predictor.entities({"text": "Jordan at the harbour", "image": "photo.jpg"})' if meta["task"] == "ner" else
-        'predictor.relations({"text": "Ada joins the Club", "head": [0, 3], "tail": [14, 18]})',
+        call,
         "```", "", "## What it is", "", "| | |", "|---|---|",
         f"| method | `{method}` of tmrjax {__version__} |", f"| parameters | {parameters:,} |",
     ]  # fmt: skip

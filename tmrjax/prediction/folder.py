@@ -64,7 +64,7 @@ def write_folder(
     for key, content in (meta["tokenizer"] or {}).items():
         contents[_TOKENIZER[key]] = content.encode() if isinstance(content, str) else _json(content)
     about = {"library_name": "tmrjax", "folder_format": FORMAT, "version": __version__, "dtype": dtype}
-    about |= {"files": {name: sha256(content) for name, content in contents.items()}, **_without_paths(rest)}
+    about |= {"files": {name: sha256(content) for name, content in contents.items()}, **without_paths(rest)}
     (folder / CONFIG).unlink(missing_ok=True)  # a folder that is half written has none
     for name, content in contents.items():
         write_atomic(folder / name, content)
@@ -145,10 +145,10 @@ def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return found
 
 
-def _without_paths(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """Absolute paths shortened to their last part: nobody else has these folders, and they tell of the machine."""
     if isinstance(value, Mapping):
-        return {key: _without_paths(part) for key, part in value.items()}
+        return {key: without_paths(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_paths(part) for part in value]
+        return [without_paths(part) for part in value]
     return os.path.basename(value.rstrip(os.sep)) if isinstance(value, str) and os.path.isabs(value) else value
