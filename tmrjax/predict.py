@@ -146,7 +146,8 @@ class Predictor:
             folder: new, or written by this method before.
             dtype: "float32", with equal predictions to the last bit, or "bfloat16", half the size.
             report: the run's report.json, whose figures the model card tells.
-            about: ``name`` that it is loaded by, ``languages``, ``licence`` of :func:`tmrjax.prediction.card.model_card`.
+            about: ``name`` that it is loaded by, ``languages``, ``licence``
+                (:func:`tmrjax.prediction.card.model_card`).
 
         Raises:
             ValueError: another ``dtype``, or a folder that holds something else.
@@ -178,7 +179,8 @@ class Predictor:
 
     def identity(self) -> str:
         """SHA-256 over the system and its weights: equal where two predictors give equal results."""
-        described = json.dumps({**self.system.to_meta(), "joiner": self.joiner}, sort_keys=True)
+        described = {key: value for key, value in self.system.to_meta().items() if key != "encoders"}  # their names
+        described = json.dumps({**described, "joiner": self.joiner}, sort_keys=True)
         return sha256((described + tree_hash(self.variables)).encode())
 
     def entities(

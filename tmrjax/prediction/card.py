@@ -34,7 +34,8 @@ def model_card(
     Args:
         meta: a checkpoint's JSON, without paths of a machine. parameters: how many numbers.
         report: the run's report.json; without it the card has dev's figures only.
-        reads_pictures: whether the method does. name: what the model is loaded by. languages: codes as ``en``; licence: of the hub's list.
+        reads_pictures: whether the method does. name: what the model is loaded by.
+        languages: codes as ``en``. licence: of the hub's list.
     """
     task, what = TASKS[meta["task"]]
     method = meta["method"]["name"]
