@@ -57,6 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with a post that cannot be read.")
     flags.DEFINE_bool("allow_outside", False, "Let paths of pictures lead out of --root (posts that you trust).")
     flags.DEFINE_list("carry", [], "Keys to carry through although they look like a misspelt key of a post.")
+    flags.DEFINE_bool("calibrated", False, "Scores at the temperature that was fitted on dev.")
     flags.DEFINE_float("min_score", 0.0, "Leave answers out whose score is lower.", 0.0, 1.0)
     flags.DEFINE_float("abstain_below", 0.0, "Give no answer for a post that has one with a lower score.", 0.0, 1.0)
     flags.DEFINE_string("review", None, "JSONL file to write: the posts with most expected errors, the worst first.")
@@ -71,7 +72,12 @@ def main(_) -> None:
     """Flags in, JSONL out."""
     source, output = Path(FLAGS.input), Path(FLAGS.output)
     digest, total = survey(source)
-    settings = {"windows": FLAGS.windows, "word_splitting": FLAGS.word_splitting, "joiner": FLAGS.joiner}
+    settings = {
+        "calibrated": FLAGS.calibrated,
+        "windows": FLAGS.windows,
+        "word_splitting": FLAGS.word_splitting,
+        "joiner": FLAGS.joiner,
+    }
     predictor = Predictor.load(FLAGS.workdir, **settings)
     options: dict[str, Any] = {"root": FLAGS.root or source.parent, "carry": FLAGS.carry}
     identity = {

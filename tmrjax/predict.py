@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from tmrjax.encoders.folders import resolve
-from tmrjax.files import DataError, sha256
+from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.lost import unknown_warning
 from tmrjax.inputs.marked import PairDistanceError
 from tmrjax.prediction import folder as folder_files
@@ -96,6 +96,7 @@ class Predictor:
         workdir: str | Path,
         *,
         revision: str | None = None,
+        calibrated: bool = False,
         devices: int | None = None,
         windows: bool | None = None,
         word_splitting: str | None = None,
@@ -107,6 +108,8 @@ class Predictor:
             workdir: of a training run or a conversion; a folder that :meth:`save` wrote; or "owner/name" of a model of
                 the Hugging Face hub, which is fetched through its cache (HF_HUB_OFFLINE=1: from the cache alone).
             revision: of the hub's model: a commit, branch or tag.
+            calibrated: give scores at the temperature that was fitted on dev when the run was over, of a run's
+                report.json or an exported folder; what is predicted stays the same.
             devices: how many; all unless given.
             windows: whether NER reads long posts in windows; as trained unless given, and True for a checkpoint from
                 before windows.
@@ -117,7 +120,8 @@ class Predictor:
 
         Raises:
             CheckpointError: there is none in ``workdir``, or a file of a folder is damaged or missing.
-            ValueError: an unknown ``word_splitting``, or a revision of a folder of this machine.
+            ValueError: an unknown ``word_splitting``, a revision of a folder of this machine, or ``calibrated`` for a
+                model without a temperature.
             FileNotFoundError, PermissionError, ConnectionError: the hub does not give a model of this name
                 (:func:`tmrjax.encoders.folders.resolve`).
         """
@@ -136,7 +140,10 @@ class Predictor:
             windows=meta["text"].get("windows", True) if windows is None else windows,
             word_splitting=word_splitting or system.text.word_splitting,
         )
-        system = dataclasses.replace(system, text=text)
+        meta = {**meta, "temperature": meta.get("temperature") or _fitted_temperature(Path(workdir))}
+        if calibrated and meta["temperature"] is None:
+            raise ValueError(f"{workdir}: no temperature was fitted; finish the run, or leave out calibrated")
+        system = dataclasses.replace(system, text=text, temperature=meta["temperature"] if calibrated else 1.0)
         return cls(system, variables, meta, devices=devices, joiner=joiner)
 
     def save(self, folder: str | Path, *, dtype: str = "float32", report: Mapping | None = None, **about: Any) -> None:
@@ -180,7 +187,8 @@ class Predictor:
     def identity(self) -> str:
         """SHA-256 over the system and its weights: equal where two predictors give equal results."""
         described = {key: value for key, value in self.system.to_meta().items() if key != "encoders"}  # their names
-        described = json.dumps({**described, "joiner": self.joiner}, sort_keys=True)
+        described |= {"joiner": self.joiner, "temperature": self.system.temperature}
+        described = json.dumps(described, sort_keys=True)
         return sha256((described + tree_hash(self.variables)).encode())
 
     def entities(
@@ -454,6 +462,16 @@ class Predictor:
         if what not in self._said:
             self._said.add(what)
             logger.warning(f"{message} (said once)", *arguments)
+
+
+def _fitted_temperature(workdir: Path) -> float | None:
+    """What the report of a finished run says; None without one."""
+    path = workdir / "report.json"
+    if not path.is_file():
+        return None
+    found = parse_json(read_bytes(path), str(path))
+    found = found.get("calibration", {}).get("temperature") if isinstance(found, dict) else None
+    return found if isinstance(found, float) else None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.lib import build, command
+from experiments.lib.loop import progress_bar
 from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import Batches, sample_fraction
@@ -112,28 +113,33 @@ class PostExperiment:
 
     def evaluate_dev(self, variables: Any) -> dict[str, float]:
         """Precision, recall, F1."""
-        scores = self.system.report(self.dev, self._predictions(variables, self.dev))
-        return {name: scores[name] for name in ("precision", "recall", "f1")}
-
-    def _predictions(self, variables: Any, examples: Any, *, probabilities: bool = False) -> list[Any]:
-        return command.predict_split(
-            self.system, self.step, variables, examples, self.pictures, self.mesh, self.config.eval_batch_size,
-            num_threads=self.config.data.num_threads, probabilities=probabilities,
+        predictions = command.predict_split(
+            self.system, self.step, variables, self.dev, self.pictures, self.mesh, self.config.eval_batch_size,
+            num_threads=self.config.data.num_threads,
         )  # fmt: skip
+        scores = self.system.report(self.dev, predictions)
+        return {name: scores[name] for name in ("precision", "recall", "f1")}
 
     def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
         """Writes the predictions of dev and test, and reports them."""
-        dataset, best, scores, calibration = self.dataset, kept["best"], {}, {}
-        test = self.system.encode(dataset.splits["test"], say="test")
+        dataset, best, system, scores = self.dataset, kept["best"], self.system, {}
+        test = system.encode(dataset.splits["test"], say="test")
+        reading = {"batch_size": self.config.eval_batch_size, "num_threads": self.config.data.num_threads}
+        temperature = system.fit_temperature(self.step, variables, self.dev, self.pictures, self.mesh, **reading)
+        views = (system, dataclasses.replace(system, temperature=temperature))
+        calibration: dict[str, Any] = {"temperature": temperature}
         for split, encoded in (("dev", self.dev), ("test", test)):
-            predictions = self._predictions(variables, encoded, probabilities=True)
-            scores[split] = self.system.report(encoded, predictions)
-            rows = self.system.prediction_rows(encoded, predictions)
-            calibration[split] = calibration_report(*outcomes(rows, self.system.task))
+            predictions, calibrated = system.predict_as(
+                views, self.step, variables, encoded, self.pictures, self.mesh, probabilities=True,
+                progress=progress_bar, **reading,
+            )  # fmt: skip
+            scores[split] = system.report(encoded, predictions)
+            for name, found in ((split, predictions), (f"{split}_at_temperature", calibrated)):
+                calibration[name] = calibration_report(*outcomes(system.prediction_rows(encoded, found), system.task))
             if jax.process_index() == 0:
                 path = workdir / "predictions" / f"{split}.jsonl"
                 about = command.about_predictions(dataset, split, kept)
-                command.write_predictions(path, self.system, encoded, predictions, about)
+                command.write_predictions(path, system, encoded, predictions, about)
         return {
             "method": name_of(self.system.method),
             "ablation": self.system.method.left_out,

@@ -59,6 +59,24 @@ def test_a_run_leaves_a_report(finished, world):
     found = report["calibration"]["test"]
     assert found["accuracy"] == report["test"]["accuracy"] and found["answers"] == report["test"]["records"]
     assert 0 < found["ece"] < 1 and report["calibration"]["dev"]["answers"] == len(read_dataset(world).splits["dev"])
+    assert report["calibration"]["test_at_temperature"]["accuracy"] == found["accuracy"]
+
+
+def test_scores_at_the_fitted_temperature(finished, predictor, world):
+    """Of a run and of an exported folder: the same answers, other scores, those that the report counted."""
+    workdir, report = finished
+    temperature = report["calibration"]["temperature"]
+    calibrated = Predictor.load(workdir, calibrated=True, devices=1)
+    assert calibrated.system.temperature == temperature != 1 and predictor.system.temperature == 1
+    posts = [json.loads(line) for line in (world / "posts.jsonl").read_text().splitlines()][:12]
+    plain, at_temperature = (one.relations(posts, root=world) for one in (predictor, calibrated))
+    for one, other in zip(plain, at_temperature, strict=True):
+        assert [r["relation"] for r in one["relations"]] == [r["relation"] for r in other["relations"]]
+    assert plain != at_temperature and predictor.identity() != calibrated.identity()
+    predictor.save(workdir.parent / "exported")
+    again = Predictor.load(workdir.parent / "exported", calibrated=True, devices=1)
+    assert again.relations(posts, root=world) == at_temperature
+    assert Predictor.load(workdir.parent / "exported", devices=1).relations(posts, root=world) == plain
 
 
 def test_predictions_are_kept_with_both_probabilities(finished, world):

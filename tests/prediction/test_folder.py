@@ -76,6 +76,8 @@ def test_bfloat16_is_half_the_size_and_rounds_matrices_alone(predictor, saved, t
         np.testing.assert_array_equal(rounded, expected)
 
     jax.tree.map(check, again.variables, predictor.variables)
+    with pytest.raises(ValueError, match="no temperature was fitted"):
+        Predictor.load(tmp_path / "small", calibrated=True)
     with pytest.raises(ValueError, match="dtype is 'int8'; expected one of float32, bfloat16"):
         predictor.save(tmp_path / "small", dtype="int8")
 

@@ -97,6 +97,20 @@ def root(tmp_path_factory):
     return folder
 
 
+def test_probabilities_of_relations_at_a_temperature(relations):
+    """The softmax of logits / T, and what is predicted stays; as in float64."""
+    logits = np.random.default_rng(0).normal(0, 3, (5, 2))
+    output = {"probabilities": np.float32(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))}
+    for temperature in (1.0, 0.5, 3.0):
+        system = dataclasses.replace(relations.system, temperature=temperature)
+        scaled = np.exp(logits / temperature)
+        expected = scaled / scaled.sum(1, keepdims=True)
+        for row, found in system._decode(output, dict.fromkeys(range(5)), probabilities=True).items():
+            np.testing.assert_allclose(found.distribution, expected[row], rtol=1e-5)
+            assert found.relation == system.labels[logits[row].argmax()]
+            assert found.probability == pytest.approx(expected[row].max(), rel=1e-5)
+
+
 # ---------------------------------------------------------------------- posts
 
 

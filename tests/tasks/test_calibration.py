@@ -10,6 +10,7 @@ from tmrjax.tasks.calibration import (
     area_under_risk_coverage,
     calibration_report,
     expected_calibration_error,
+    log_loss,
     outcomes,
     reliability,
     risk_coverage,
@@ -70,8 +71,15 @@ def test_who_keeps_his_word_has_no_error_and_who_is_sure_and_wrong_has_all():
     assert area_under_risk_coverage(sure_first[0], ~sure_first[1]) == pytest.approx((1 + 1 + 2 / 3 + 1 / 2) / 4)
 
 
+def test_log_loss_by_hand():
+    found = log_loss(np.array([0.5, 0.25, 0.75]), np.array([True, False, False]))
+    assert found == pytest.approx(-(np.log(0.5) + np.log(0.75) + np.log(0.25)) / 3)
+    assert np.isfinite(log_loss(np.array([0.0, 1.0]), np.array([True, False])))
+
+
 def test_nothing_predicted():
     nothing = np.zeros(0), np.zeros(0, bool)
+    assert log_loss(*nothing) == 0
     assert calibration_report(*nothing) == {
         "answers": 0, "accuracy": 0.0, "mean_probability": 0.0, "ece": 0.0, "reliability": [], "aurc": 0.0,
         "risk_coverage": [],

@@ -28,9 +28,10 @@ from tmrjax.inputs.settings import TextSettings
 from tmrjax.models import TMRForNER
 from tmrjax.predict import Predictor
 from tmrjax.records import DatasetInfo, Record
+from tmrjax.tasks.calibration import log_loss, outcomes
 from tmrjax.tasks.entities import Tagger
 from tmrjax.tasks.report import format_report
-from tmrjax.tasks.system import PictureSettings
+from tmrjax.tasks.system import TEMPERATURES, PictureSettings
 from tmrjax.text.tags import spans_from_tags
 from tmrjax.text.tokenizers import load_tokenizer
 from tmrjax.training.checkpoints import load_best
@@ -97,8 +98,10 @@ def enumerated(emissions, params) -> dict[tuple, float]:
     return weights
 
 
-def test_span_probabilities_equal_enumeration(tagger, variables):
-    predictions = predict(tagger, variables)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_span_probabilities_equal_enumeration(tagger, variables, temperature):
+    predictions = predict(dataclasses.replace(tagger, temperature=temperature), variables)
+    assert [one.tags for one in predictions] == [one.tags for one in predict(tagger, variables)]
     checked = 0
     for record, prediction in zip(RECORDS, predictions, strict=True):
         assert len(prediction.tags) == len(record.tokens)
@@ -112,6 +115,7 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
         ).scores
         params = constrain(crf.CRFParams(**jax.tree.map(jnp.asarray, variables["params"]["crf"])), tagger.tags)
         weights = enumerated(output[0, : len(kept)], params)
+        weights = {path: weight ** (1 / temperature) for path, weight in weights.items()}
         for span, probability in zip(prediction.spans, prediction.probabilities, strict=True):
             # A word without a piece takes no part in the CRF: spans are compared on the kept words.
             start = kept.index(span.start)
@@ -124,6 +128,25 @@ def test_span_probabilities_equal_enumeration(tagger, variables):
             assert probability == pytest.approx(matching / sum(weights.values()), rel=1e-4)
             checked += 1
     assert checked >= 2
+
+
+def test_the_temperature_of_least_log_loss_is_found(tagger, variables):
+    """By trying each, on posts of which every other one was tagged rightly."""
+    tags = [tuple(one.tags) for one in predict(tagger, variables)]
+    records = [
+        dataclasses.replace(record, tags=found if index % 2 else ("O",) * len(found))
+        for index, (record, found) in enumerate(zip(RECORDS, tags, strict=True))
+    ]
+    examples, mesh = tagger.encode(records), make_mesh(1)
+    given = tagger.predict_step(mesh), replicate(variables, mesh), examples, None, mesh
+    losses = {}
+    for temperature in TEMPERATURES:
+        found = predict(dataclasses.replace(tagger, temperature=temperature), variables)
+        losses[temperature] = log_loss(*outcomes(tagger.prediction_rows(examples, found), "ner"))
+    assert losses[tagger.fit_temperature(*given, batch_size=8)] == min(losses.values())
+    assert 1.0 in TEMPERATURES and len(set(losses.values())) > 5
+    with pytest.raises(ValueError, match="temperature is 0; expected a number above 0"):
+        dataclasses.replace(tagger, temperature=0)
 
 
 def test_cut_words_come_back_as_outside_and_a_post_without_pieces_is_no_error(tagger, variables):

@@ -50,6 +50,14 @@ def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bin
     return float(np.abs(gaps).sum() / len(probabilities))
 
 
+def log_loss(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """−mean log of the probability that was given to what came true, of p if right and 1 − p if not; 0 for none."""
+    if not len(probabilities):
+        return 0.0
+    given = np.where(right, probabilities, 1 - np.asarray(probabilities, np.float64))
+    return float(-np.log(np.maximum(given, np.finfo(np.float64).tiny)).mean())
+
+
 def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
     """{"low", "high", "count", "probability", "accuracy"} of each bin that has answers."""
     bin_of, found = _bins(probabilities, bins), []

@@ -162,6 +162,8 @@ class Tagger(System):
         if not flat:
             return probabilities
         emissions, mask, params = (jax.device_get(output[name]) for name in ("emissions", "mask", "crf"))
+        if self.temperature != 1:
+            emissions, params = jax.tree.map(lambda scores: scores / self.temperature, (emissions, params))
         for start in range(0, len(flat), _SPANS_AT_ONCE):
             some = flat[start : start + _SPANS_AT_ONCE]
             rows = np.zeros(_SPANS_AT_ONCE, int)

@@ -76,6 +76,10 @@ class RelationClassifier(System):
         del probabilities  # they are there in any case
         found = np.asarray(output["probabilities"])
         best = found.argmax(-1)
+        if self.temperature != 1:  # softmax(z / T) is the softmax of log softmax(z) / T
+            scaled = np.log(np.maximum(found, np.finfo(np.float32).tiny)) / self.temperature
+            found = np.exp(scaled - scaled.max(-1, keepdims=True))
+            found = found / found.sum(-1, keepdims=True)
         return {
             row: RelationPrediction(self.labels[best[row]], float(found[row, best[row]]), tuple(found[row].tolist()))
             for row in rows

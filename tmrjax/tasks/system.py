@@ -33,12 +33,15 @@ from tmrjax.methods.base import Method, method_to_dict
 from tmrjax.pictures.cache import FeatureCache
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Record
+from tmrjax.tasks.calibration import log_loss, outcomes
 from tmrjax.tasks.meta import fields_from_meta, method_meta
 from tmrjax.text.tokenizers import tokenizer_to_json
 from tmrjax.training.sharding import shard_batch
 from tmrjax.training.step import Head, Loss, make_loss, make_predict_step
 
 logger = logging.getLogger(__name__)
+# From a quarter to four, six to the octave; 1 is one of them.
+TEMPERATURES = tuple(2 ** (step / 6) for step in range(-12, 13))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,8 @@ class System:
         buckets: lengths in word pieces that batches are padded to; each is compiled once.
         fitted: the method's inputs with the vocabularies that they learned; as the method lists them unless given.
         encoders: where the encoders' weights came from: by "text" and "picture", name and revision.
+        temperature: T > 0 that scores are divided by before they become probabilities (Guo et al. 2017); what is
+            predicted stays the same. Of no checkpoint's JSON: it is fitted when training is over.
     """
 
     method: Method
@@ -63,6 +68,7 @@ class System:
     buckets: tuple[int, ...]
     fitted: tuple[Input, ...] = ()
     encoders: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    temperature: float = 1.0
 
     task: ClassVar[str]
 
@@ -73,6 +79,8 @@ class System:
             object.__setattr__(self, "fitted", self.method.inputs)
         if not isinstance(self.fitted[0], TextInput):
             raise ValueError(f"the first input of {name_of(self.method)} is {self.fitted[0]}; expected a text input")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; expected a number above 0")
         if max(self.buckets) < self.text.max_pieces:
             raise ValueError(f"the longest bucket {max(self.buckets)} is below max_pieces {self.text.max_pieces}")
 
@@ -304,31 +312,77 @@ class System:
         A post that is read in windows becomes several rows; its prediction is made of all of them together.
         ``progress`` wraps the iterator of batches, given their number.
         """
+        (found,) = self.predict_as(
+            (self,), step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
+            probabilities=probabilities, progress=progress,
+        )  # fmt: skip
+        return found
+
+    def predict_as(
+        self,
+        views: Sequence[System],
+        step: Callable,
+        variables: Mapping[str, Any],
+        examples: Sequence[Example],
+        pictures: PictureSource | None,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        num_threads: int = 2,
+        probabilities: bool = False,
+        progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
+    ) -> list[list[Any]]:
+        """:meth:`predict` for several systems that differ from this one by how they decode; posts are read once."""
+        results: list[list[Any]] = [[None] * len(examples) for _ in views]
         if not examples:
-            return []
+            return results
         rows, owners, waiting = [], [], []
         for owner, example in enumerate(examples):
             parts = self.rows(example)
             rows += parts
             owners += [(owner, number) for number in range(len(parts))]
             waiting.append([None] * len(parts))
+
+        def decode(output: Any, given: Mapping[int, Example], owner_of: Mapping[int, int]) -> None:
+            for view, found in zip(views, results, strict=True):
+                for row, prediction in view._decode(output, given, probabilities=probabilities).items():
+                    found[owner_of[row]] = prediction
+
         plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
         batches = Batches(rows, plan, self.collator(pictures), jax.process_index(), jax.process_count())
-        results: list[Any] = [None] * len(examples)
         for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
             output = step(variables, shard_batch(batch, mesh))
             present = {row: index for row, index in enumerate(indices) if index >= 0}
             whole = {row: rows[index] for row, index in present.items() if len(waiting[owners[index][0]]) == 1}
-            for row, prediction in self._decode(output, whole, probabilities=probabilities).items():
-                results[owners[present[row]][0]] = prediction
+            decode(output, whole, {row: owners[present[row]][0] for row in whole})
             windows = {row: rows[index] for row, index in present.items() if row not in whole}
             for row, scores in self._scores(output, windows).items() if windows else ():
                 owner, number = owners[present[row]]
                 waiting[owner][number] = scores
                 if all(part is not None for part in waiting[owner]):
                     joined, waiting[owner] = self._joined(output, waiting[owner]), [None] * len(waiting[owner])
-                    results[owner] = self._decode(joined, {0: examples[owner]}, probabilities=probabilities)[0]
+                    decode(joined, {0: examples[owner]}, {0: owner})
         return results
+
+    def fit_temperature(
+        self,
+        step: Callable,
+        variables: Mapping[str, Any],
+        examples: Sequence[Example],
+        pictures: PictureSource | None,
+        mesh: Mesh,
+        **options: Any,
+    ) -> float:
+        """The temperature of TEMPERATURES at which the answers on some posts, dev's, have the least log loss.
+
+        Arguments are those of :meth:`predict`; examples have gold labels. 1 where nothing is predicted.
+        """
+        views = [dataclasses.replace(self, temperature=one) for one in TEMPERATURES]
+        found = self.predict_as(views, step, variables, examples, pictures, mesh, probabilities=True, **options)
+        answers = [outcomes(self.prediction_rows(examples, one), self.task) for one in found]
+        if not len(answers[0][0]):
+            return 1.0
+        return TEMPERATURES[int(np.argmin([log_loss(*one) for one in answers]))]
 
 
 def tree_hash(tree: Any) -> str:
