@@ -20,7 +20,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.lib import command
-from experiments.lib.loop import restore_best
+from experiments.lib.loop import progress_bar, restore_best
 from experiments.lib.picture_changes import GREY, OWN, PICTURES, require_pictures, with_pictures, write_grey
 from experiments.lib.subsets import SUBSETS
 from tmrjax.files import DataError
@@ -98,7 +98,7 @@ def evaluate(
     size = -(-size // mesh.size) * mesh.size
     step = system.predict_step(mesh)
     part = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
-    kinds = list(pictures) if list(pictures) == [OWN] else [OWN, *(kind for kind in PICTURES[1:] if kind in pictures)]
+    kinds = [OWN, *(kind for kind in PICTURES if kind in pictures and kind != OWN)]
     reports, counts = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         grey = write_grey(Path(folder))
@@ -108,10 +108,10 @@ def evaluate(
             cache = {"feature_cache_folder": folder} if kind == GREY else {}
             source = command.picture_source(system, dataset, changed, variables, {**config["data"], **cache})
             examples = system.encode(changed, say=split if kind == OWN else None)
-            found = command.predict_split(
-                system, step, variables, examples, source, mesh, size,
+            found = system.predict(
+                step, variables, examples, source, mesh, batch_size=size,
                 num_threads=config["data"].get("num_threads", 2),  # a converted checkpoint names none
-                probabilities=predictions is not None or len(kinds) > 1,
+                probabilities=predictions is not None or len(kinds) > 1, progress=progress_bar,
             )  # fmt: skip
             reports[kind] = system.report(examples, found)
             if len(kinds) > 1:

@@ -68,14 +68,11 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
-        self._loaded = 0
-        self._ask("Page.navigate", url="about:blank")
-        while not self._loaded:
-            self._message()
-        self._loaded = 0
-        self._ask("Page.navigate", url=url)
-        while not self._loaded:
-            self._message()
+        for address in ("about:blank", url):  # a page of which only the fragment differs would not be loaded again
+            self._loaded = 0
+            self._ask("Page.navigate", url=address)
+            while not self._loaded:
+                self._message()
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page; of a promise, what it gives."""

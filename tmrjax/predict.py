@@ -102,7 +102,7 @@ class Predictor:
         word_splitting: str | None = None,
         joiner: str | None = None,
     ) -> Predictor:
-        """The best checkpoint of a workdir, or an exported folder; nothing else is read.
+        """The best checkpoint of a workdir with the temperature of its report, or an exported folder.
 
         Args:
             workdir: of a training run or a conversion; a folder that :meth:`save` wrote; or "owner/name" of a model of
@@ -160,10 +160,10 @@ class Predictor:
             ValueError: another ``dtype``, or a folder that holds something else.
         """
         variables = jax.device_get(self.variables)
-        method = self.system.method
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         card = model_card(
-            folder_files.without_paths(self.meta), folder_files.size_of(variables), report=report,
-            reads_pictures=method.pictures is not None, **about,
+            folder_files.without_paths(self.meta), parameters, report=report,
+            reads_pictures=self.system.method.pictures is not None, **about,
         )  # fmt: skip
         folder_files.write_folder(Path(folder), variables, self.meta, card, dtype=dtype)
 

@@ -116,7 +116,7 @@ def make_table(
             cell = dataclasses.replace(_cell(found, kept), published=published.get((row, name)))
             cells[row] = cell
             if found and found[0].task in COUNTS:
-                counts[row] = np.stack([_kept(run.counts(), kept) for run in found])
+                counts[row] = np.stack([run.counts() if kept is None else run.counts()[kept] for run in found])
         for row, of_row in counts.items():
             if reference in counts and row != reference:
                 compared = paired_bootstrap(of_row, counts[reference])
@@ -148,12 +148,7 @@ def kept_posts(run: Run, keep: Chooser) -> np.ndarray:
     return kept
 
 
-def _kept(rows, kept: np.ndarray | None):
-    return rows if kept is None else rows[kept]
-
-
-def _kept_rows(run: Run, kept: np.ndarray | None) -> list[dict]:
-    rows = run.predictions()
+def _kept(rows: list[dict], kept: np.ndarray | None) -> list[dict]:
     return rows if kept is None else [row for row, wanted in zip(rows, kept, strict=True) if wanted]
 
 
@@ -163,13 +158,14 @@ def _cell(runs: Sequence[Run], kept: np.ndarray | None) -> Cell:
     if runs[0].task not in COUNTS:
         return _estimator_cell(runs)
     scores: dict[str, list[float]] = {"f1": [], "precision": [], "recall": []}
-    of_labels = [label_counts(run, kept) for run in runs]
+    rows = [_kept(run.predictions(), kept) for run in runs]
+    of_labels = [label_counts(found) for found in rows]
     labels = sorted(set().union(*of_labels))
-    answers = [outcomes(_kept_rows(run, kept), run.task) for run in runs]
+    answers = [outcomes(found, runs[0].task) for found in rows]
     scores["ece"] = [expected_calibration_error(*found) for found in answers]
     scores["aurc"] = [area_under_risk_coverage(*found) for found in answers]
-    for run in runs:
-        correct, predicted, gold = _kept(run.counts(), kept).sum(0)
+    for run, found in zip(runs, rows, strict=True):
+        correct, predicted, gold = COUNTS[run.task](found).sum(0)
         scores["f1"].append(float(micro_f1(np.array([correct, predicted, gold]))))
         scores["precision"].append(correct / predicted if predicted else 0.0)
         scores["recall"].append(correct / gold if gold else 0.0)
@@ -199,14 +195,14 @@ def _estimator_cell(runs: Sequence[Run]) -> Cell:
     return Cell(tuple(runs), scores, per_label, support)
 
 
-def label_counts(run: Run, kept: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """(correct, predicted, gold) of each label, over the posts that are kept."""
+def label_counts(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
+    """(correct, predicted, gold) of each label in rows of predictions."""
     found: dict[str, np.ndarray] = {}
 
     def add(label: str, place: int) -> None:
         found.setdefault(label, np.zeros(3))[place] += 1
 
-    for row in _kept_rows(run, kept):
+    for row in rows:
         answers = [_answers(row["gold"]), _answers(row["predicted"])]
         for place, some in ((0, answers[0] & answers[1]), (1, answers[1]), (2, answers[0])):
             for answer in some:

@@ -16,9 +16,7 @@ from typing import Any
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from jax.sharding import Mesh
 
-from experiments.lib.loop import progress_bar
 from tmrjax.files import jsonl_bytes, write_atomic
 from tmrjax.inputs.base import Example
 from tmrjax.inputs.pictures import PictureSource
@@ -202,25 +200,6 @@ def picture_source(
         return system.pixels(dataset.root)
     folder = Path(data["feature_cache_folder"] or dataset.root / "features")
     return system.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
-
-
-def predict_split(
-    system: System,
-    step: Any,
-    variables: Any,
-    examples: Sequence[Example],
-    pictures: PictureSource | None,
-    mesh: Mesh,
-    batch_size: int,
-    *,
-    num_threads: int = 2,
-    probabilities: bool = False,
-) -> list[Any]:
-    """The predictions of all posts of one split, in their order."""
-    return system.predict(
-        step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
-        probabilities=probabilities, progress=progress_bar,
-    )  # fmt: skip
 
 
 def write_predictions(

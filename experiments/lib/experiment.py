@@ -5,7 +5,6 @@ What a task is made of comes from its :class:`Experiment` (posts.py, pairs.py); 
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ from experiments.lib.pairs import PairExperiment
 from experiments.lib.posts import PostExperiment
 from experiments.lib.settings import check_settings
 from tmrjax.training.checkpoints import package_versions
-from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, rates_at
+from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, schedules_of
 from tmrjax.training.sharding import check_batch_size, make_mesh
 from tmrjax.training.step import Loss, create_state, make_train_step
 
@@ -125,7 +124,7 @@ def run(config: ConfigDict, workdir: Path, *, profile: int = 0) -> dict[str, Any
             checkpoint_every=config.checkpoint_every,
             num_threads=config.data.num_threads,
             num_workers=config.data.num_workers,
-            rates=functools.partial(rates_at, settings, groups),
+            rates=schedules_of(settings, groups),
             profile=profile,
             **experiment.loop,
         )

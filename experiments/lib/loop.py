@@ -117,7 +117,7 @@ def train(
     steps: int | None = None,
     evaluate_every: int | None = None,
     choose_by: str = "f1",
-    rates: Callable[[int], Mapping[str, float]] = lambda step: {},
+    rates: Mapping[str, Callable[[int], float]] | None = None,
     profile: int = 0,
 ) -> dict[str, Any]:
     """Train to the last step, or resume and do so.
@@ -137,7 +137,7 @@ def train(
         steps: where to end, within ``batches``; their number unless given.
         evaluate_every: steps between evaluations on dev, the last step's besides; an epoch unless given.
         choose_by: the score on dev of which the best is kept (of LOWER_IS_BETTER the lowest), the earliest of equals.
-        rates: updates made before -> the learning rate of each group in the next one, for the metrics.
+        rates: by group, updates made before -> the learning rate of the next one, for the metrics.
         profile: how many steps are traced (:class:`experiments.lib.measuring.Trace`).
 
     Returns:
@@ -200,7 +200,7 @@ def train(
                 fetched = jax.device_get(pending)
                 timer.stop(timed)
                 means = {name: float(np.mean([float(values[name]) for values in fetched])) for name in fetched[0]}
-                means |= {f"learning_rate/{group}": float(rate) for group, rate in rates(step - 1).items()}
+                means |= {f"learning_rate/{group}": float(rate(step - 1)) for group, rate in (rates or {}).items()}
                 metrics.write(step, means | {"seconds_per_step": timer.windows[-1]})
                 bar.set_postfix(loss=f"{means['loss']:.3f}")
                 require_finite(fetched, state, step, newest)

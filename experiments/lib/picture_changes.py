@@ -87,16 +87,16 @@ def with_pictures(records: Sequence[Record], kind: str, grey: Path, *, seed: int
         return [_grey(record, str(grey.resolve())) for record in records]
     if kind == SHUFFLED:
         donors = donors_of(records, seed)
-        pictured = [donor == i for i, donor in enumerate(donors) if records[i].image or records[i].generated]
-        if all(pictured):
+        stays = [donor == i for i, donor in enumerate(donors) if records[i].image or records[i].generated]
+        if all(stays):
             raise ValueError(
-                f"--pictures={SHUFFLED}: none of the {len(pictured)} posts with a picture has another to exchange it "
+                f"--pictures={SHUFFLED}: none of the {len(stays)} posts with a picture has another to exchange it "
                 "with; leave this kind out, or take a larger split"
             )
-        if any(pictured):
+        if any(stays):
             logger.warning(
                 "shuffled: %d of %d posts keep their own pictures, too few others have the same kinds of pictures",
-                sum(pictured), len(pictured),
+                sum(stays), len(stays),
             )  # fmt: skip
         return [_with_those_of(record, records[donor]) for record, donor in zip(records, donors, strict=True)]
     raise ValueError(f"the kind of pictures {kind!r}; expected one of {', '.join(PICTURES)}")

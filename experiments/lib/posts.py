@@ -113,26 +113,32 @@ class PostExperiment:
 
     def evaluate_dev(self, variables: Any) -> dict[str, float]:
         """Precision, recall, F1."""
-        predictions = command.predict_split(
-            self.system, self.step, variables, self.dev, self.pictures, self.mesh, self.config.eval_batch_size,
-            num_threads=self.config.data.num_threads,
-        )  # fmt: skip
+        predictions = self.system.predict(
+            self.step, variables, self.dev, self.pictures, self.mesh, **self._reading, progress=progress_bar
+        )
         scores = self.system.report(self.dev, predictions)
         return {name: scores[name] for name in ("precision", "recall", "f1")}
+
+    @property
+    def _reading(self) -> dict[str, int]:
+        return {"batch_size": self.config.eval_batch_size, "num_threads": self.config.data.num_threads}
 
     def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
         """Writes the predictions of dev and test, and reports them."""
         dataset, best, system, scores = self.dataset, kept["best"], self.system, {}
         test = system.encode(dataset.splits["test"], say="test")
-        reading = {"batch_size": self.config.eval_batch_size, "num_threads": self.config.data.num_threads}
-        temperature = system.fit_temperature(self.step, variables, self.dev, self.pictures, self.mesh, **reading)
+        reading = {**self._reading, "progress": progress_bar}
+        temperature, on_dev = system.fit_temperature(
+            self.step, variables, self.dev, self.pictures, self.mesh, **reading
+        )
         views = (system, dataclasses.replace(system, temperature=temperature))
+        on_test = system.predict_as(
+            views, self.step, variables, test, self.pictures, self.mesh, probabilities=True, **reading
+        )
         calibration: dict[str, Any] = {"temperature": temperature}
-        for split, encoded in (("dev", self.dev), ("test", test)):
-            predictions, calibrated = system.predict_as(
-                views, self.step, variables, encoded, self.pictures, self.mesh, probabilities=True,
-                progress=progress_bar, **reading,
-            )  # fmt: skip
+        for split, encoded, predictions, calibrated in (
+            ("dev", self.dev, on_dev[1.0], on_dev[temperature]), ("test", test, *on_test),
+        ):  # fmt: skip
             scores[split] = system.report(encoded, predictions)
             for name, found in ((split, predictions), (f"{split}_at_temperature", calibrated)):
                 calibration[name] = calibration_report(*outcomes(system.prediction_rows(encoded, found), system.task))

@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from tmrjax.training.optimizer import FROZEN, OptimizerSettings, make_optimizer, parameter_groups, rates_at, schedule
+from tmrjax.training.optimizer import (
+    FROZEN,
+    OptimizerSettings,
+    make_optimizer,
+    parameter_groups,
+    schedule,
+    schedules_of,
+)
 
 PARAMS = {
     "bert": {"layer_0": {"kernel": np.ones(2, np.float32)}, "layer_1": {"kernel": np.ones(2, np.float32)}},
@@ -87,7 +94,7 @@ def test_the_rates_that_are_told_are_those_of_the_updates(decay):
     state, gradients = optimizer.init(PARAMS), jax.tree.map(np.ones_like, PARAMS)
     for step in range(8):
         updates, state = optimizer.update(gradients, state, PARAMS)
-        found = rates_at(settings, groups, step)
+        found = {group: rate(step) for group, rate in schedules_of(settings, groups).items()}
         assert set(found) == {"encoder", "fusion"}  # what is frozen has none
         np.testing.assert_allclose(updates["bert"]["layer_0"]["kernel"], -found["encoder"], rtol=1e-6)
         np.testing.assert_allclose(updates["emission"]["bias"], -found["fusion"], rtol=1e-6)

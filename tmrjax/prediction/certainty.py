@@ -14,9 +14,8 @@ from typing import Any
 ANSWERS = ("entities", "relations")
 
 
-def answers_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entities or relations of a result."""
-    return next(list(result[name]) for name in ANSWERS if name in result)
+def _name_of(result: Mapping[str, Any]) -> str:
+    return next(name for name in ANSWERS if name in result)
 
 
 def expected_errors(result: Mapping[str, Any]) -> float:
@@ -24,7 +23,7 @@ def expected_errors(result: Mapping[str, Any]) -> float:
 
     What was missed takes no part.
     """
-    return sum(1.0 - answer["score"] for answer in answers_of(result))
+    return sum(1.0 - answer["score"] for answer in result[_name_of(result)])
 
 
 def chosen(result: Mapping[str, Any], *, min_score: float = 0.0, abstain_below: float = 0.0) -> dict[str, Any]:
@@ -33,16 +32,13 @@ def chosen(result: Mapping[str, Any], *, min_score: float = 0.0, abstain_below: 
     Answers below ``min_score`` are left out, and "left_out" says how many. A post that has an answer below
     ``abstain_below`` gets none, and "abstained" is true. Both keys are there only where the option is above 0.
     """
-    name = next(name for name in ANSWERS if name in result)
-    answers, found = result[name], dict(result)
+    name, found = _name_of(result), dict(result)
     if abstain_below > 0:
-        found["abstained"] = any(answer["score"] < abstain_below for answer in answers)
-        answers = [] if found["abstained"] else answers
+        found["abstained"] = any(answer["score"] < abstain_below for answer in found[name])
+        found[name] = [] if found["abstained"] else found[name]
     if min_score > 0:
-        found[name] = [answer for answer in answers if answer["score"] >= min_score]
-        found["left_out"] = len(answers) - len(found[name])
-    else:
-        found[name] = answers
+        sure = [answer for answer in found[name] if answer["score"] >= min_score]
+        found |= {name: sure, "left_out": len(found[name]) - len(sure)}
     return found
 
 

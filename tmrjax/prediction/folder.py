@@ -13,8 +13,8 @@ last bit. ``bfloat16`` halves the file: matrices are rounded, vectors are not.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,29 +91,25 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     hashes = about.get("files")
     if not isinstance(hashes, dict) or not {WEIGHTS, *_PARTS.values()} <= hashes.keys() <= set(FILES):
         raise CheckpointError(f"{folder / CONFIG}: damaged (its list of files); copy the folder again")
-    contents = {}
-    for name in hashes.keys() - {CARD}:
+    names = hashes.keys() - {CARD}
+    for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: missing; copy the folder again")
-        contents[name] = (folder / name).read_bytes()
-        if (found := sha256(contents[name])) != hashes[name]:
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != hashes[name]:
             raise CheckpointError(
                 f"{folder / name}: its SHA-256 is {found}, but {CONFIG} says {hashes[name]}; copy the folder again"
             )
     ours = ("library_name", "folder_format", "version", "files", "dtype")
     meta = {key: value for key, value in about.items() if key not in ours}
-    meta["labels"] = json.loads(contents[_PARTS["labels"]])
-    meta |= json.loads(contents[_PARTS["preprocessing"]])
+    meta["labels"] = json.loads(read_bytes(folder / _PARTS["labels"]))
+    meta |= json.loads(read_bytes(folder / _PARTS["preprocessing"]))
     meta["tokenizer"] = None
-    if _TOKENIZER["tokenizer"] in contents:
-        texts = {key: contents[name].decode() for key, name in _TOKENIZER.items() if name in contents}
+    if _TOKENIZER["tokenizer"] in names:
+        texts = {key: read_bytes(folder / name).decode() for key, name in _TOKENIZER.items() if name in names}
         meta["tokenizer"] = texts | {"special_tokens": json.loads(texts["special_tokens"])}
     return _nested(read_state_dict(folder / WEIGHTS)), meta
-
-
-def size_of(variables: Mapping[str, Any]) -> int:
-    """Numbers in the parameters."""
-    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def _json(value: Any) -> bytes:

@@ -294,28 +294,9 @@ class System:
 
     # ------------------------------------------------------------------ prediction
 
-    def predict(
-        self,
-        step: Callable,
-        variables: Mapping[str, Any],
-        examples: Sequence[Example],
-        pictures: PictureSource | None,
-        mesh: Mesh,
-        *,
-        batch_size: int,
-        num_threads: int = 2,
-        probabilities: bool = False,
-        progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
-    ) -> list[Any]:
-        """Read posts in the order of ``examples``; no post is dropped, whatever the batch size is.
-
-        A post that is read in windows becomes several rows; its prediction is made of all of them together.
-        ``progress`` wraps the iterator of batches, given their number.
-        """
-        (found,) = self.predict_as(
-            (self,), step, variables, examples, pictures, mesh, batch_size=batch_size, num_threads=num_threads,
-            probabilities=probabilities, progress=progress,
-        )  # fmt: skip
+    def predict(self, *arguments: Any, **options: Any) -> list[Any]:
+        """The predictions of :meth:`predict_as` for this system alone; arguments are those behind ``views``."""
+        (found,) = self.predict_as((self,), *arguments, **options)
         return found
 
     def predict_as(
@@ -332,7 +313,12 @@ class System:
         probabilities: bool = False,
         progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
     ) -> list[list[Any]]:
-        """:meth:`predict` for several systems that differ from this one by how they decode; posts are read once."""
+        """Read posts in the order of ``examples``; no post is dropped, whatever the batch size is.
+
+        A post that is read in windows becomes several rows; its prediction is made of all of them together.
+        ``views``: systems that differ from this one by how they decode; posts are read once for all, each has its list
+        of predictions. ``progress`` wraps the iterator of batches, given their number.
+        """
         results: list[list[Any]] = [[None] * len(examples) for _ in views]
         if not examples:
             return results
@@ -365,24 +351,19 @@ class System:
         return results
 
     def fit_temperature(
-        self,
-        step: Callable,
-        variables: Mapping[str, Any],
-        examples: Sequence[Example],
-        pictures: PictureSource | None,
-        mesh: Mesh,
-        **options: Any,
-    ) -> float:
-        """The temperature of TEMPERATURES at which the answers on some posts, dev's, have the least log loss.
+        self, step: Callable, variables: Mapping[str, Any], examples: Sequence[Example], *arguments: Any, **options: Any
+    ) -> tuple[float, dict[float, list[Any]]]:
+        """(the temperature of TEMPERATURES at which answers have the least log loss, the predictions at each of them).
 
-        Arguments are those of :meth:`predict`; examples have gold labels. 1 where nothing is predicted.
+        Arguments are those of :meth:`predict`; examples, dev's, have gold labels. 1 where nothing is predicted.
         """
         views = [dataclasses.replace(self, temperature=one) for one in TEMPERATURES]
-        found = self.predict_as(views, step, variables, examples, pictures, mesh, probabilities=True, **options)
-        answers = [outcomes(self.prediction_rows(examples, one), self.task) for one in found]
-        if not len(answers[0][0]):
-            return 1.0
-        return TEMPERATURES[int(np.argmin([log_loss(*one) for one in answers]))]
+        found = self.predict_as(views, step, variables, examples, *arguments, probabilities=True, **options)
+        at = dict(zip(TEMPERATURES, found, strict=True))
+        answers = {one: outcomes(self.prediction_rows(examples, given), self.task) for one, given in at.items()}
+        if not len(answers[1.0][0]):
+            return 1.0, at
+        return min(TEMPERATURES, key=lambda one: log_loss(*answers[one])), at
 
 
 def tree_hash(tree: Any) -> str:

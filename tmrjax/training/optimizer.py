@@ -63,15 +63,19 @@ def schedule(peak: float, steps: int, warmup: float, decay: str = "linear", epoc
     return rate
 
 
-def schedule_of(settings: OptimizerSettings, group: str) -> optax.Schedule:
-    """The learning rate of a group by the number of updates made before."""
-    return schedule(settings.rates[group], settings.steps, settings.warmup, settings.decay, settings.epochs)
+def schedules_of(settings: OptimizerSettings, groups: Any) -> dict[str, optax.Schedule]:
+    """Of each group of ``groups`` that is trained the learning rate by the number of updates made before.
 
-
-def rates_at(settings: OptimizerSettings, groups: Any, step: int) -> dict[str, float]:
-    """The learning rate of each group of ``groups`` that is trained, in the update behind ``step`` others."""
+    Raises ValueError for a group without a learning rate in ``settings.rates``.
+    """
     used = sorted(set(jax.tree.leaves(groups)) - {FROZEN})
-    return {group: float(schedule_of(settings, group)(step)) for group in used}
+    missing = [group for group in used if group not in settings.rates]
+    if missing:
+        raise ValueError(f"the groups {missing} have no learning rate; those that have are {sorted(settings.rates)}")
+    return {
+        group: schedule(settings.rates[group], settings.steps, settings.warmup, settings.decay, settings.epochs)
+        for group in used
+    }
 
 
 def parameter_groups(params: Any, patterns: Sequence[tuple[str, str]], frozen: Sequence[str] = ()) -> Any:
@@ -133,13 +137,8 @@ def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTr
     Raises:
         ValueError: a group without a learning rate in ``settings.rates``.
     """
-    used = set(jax.tree.leaves(groups)) - {FROZEN}
-    missing = sorted(used - set(settings.rates))
-    if missing:
-        raise ValueError(f"the groups {missing} have no learning rate; those that have are {sorted(settings.rates)}")
 
-    def one(group):
-        rate = schedule_of(settings, group)
+    def one(rate):
         if settings.kind == "sgd":
             decayed = optax.add_decayed_weights(settings.weight_decay, mask=is_kernel)
             return optax.chain(decayed, optax.sgd(rate, settings.momentum or None))
@@ -151,5 +150,6 @@ def make_optimizer(settings: OptimizerSettings, groups: Any) -> optax.GradientTr
             mask=is_kernel,
         )
 
-    transforms = {group: one(group) for group in sorted(used)} | {FROZEN: optax.set_to_zero()}
+    transforms = {group: one(rate) for group, rate in schedules_of(settings, groups).items()}
+    transforms[FROZEN] = optax.set_to_zero()
     return optax.chain(optax.clip_by_global_norm(settings.clip), optax.multi_transform(transforms, groups))
