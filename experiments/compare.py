@@ -66,6 +66,11 @@ def main(arguments: list[str]) -> None:
         print(f"\nwrote {', '.join(map(str, paths))}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     command.run(main, arguments=True)
+
+
+if __name__ == "__main__":
+    cli()

@@ -190,7 +190,12 @@ def main(_) -> None:
         command.write_json(Path(FLAGS.output), report)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     flags.mark_flags_as_required(["workdir"])
     command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

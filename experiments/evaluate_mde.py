@@ -74,6 +74,11 @@ def main(_) -> None:
         command.write_json(Path(FLAGS.output), report)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -55,7 +55,12 @@ def main(_) -> None:
         print(f"pushed to {predictor.push(FLAGS.push, private=FLAGS.private, folder=out)}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     flags.mark_flags_as_required(["workdir", "out"])
     command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -72,7 +72,12 @@ def main(arguments: list[str]) -> None:
         print(f"{len(page.unreadable)} pictures cannot be read, {page.unreadable[0]} first; the page says so of each")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     flags.mark_flags_as_required(["out"])
     command.run(main, arguments=True)
+
+
+if __name__ == "__main__":
+    cli()

@@ -10,6 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.lib import command, experiment
 
-if __name__ == "__main__":
+
+def cli() -> None:
+    """The command."""
     experiment.define_flags()
     command.run(experiment.main)
+
+
+if __name__ == "__main__":
+    cli()

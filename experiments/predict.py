@@ -218,7 +218,12 @@ def reported(outcomes: Iterator, total: int, counts: dict[str, int]) -> Iterator
                 logger.info("%d of %d posts, %.0f posts/s, about %.0f minutes left", done, total, speed, left)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     flags.mark_flags_as_required(["workdir", "input", "output"])
     command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -183,7 +183,12 @@ def main(_) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command."""
     define_flags()
     flags.mark_flags_as_required(["study", "workdir", "data"])
     command.run(main)
+
+
+if __name__ == "__main__":
+    cli()

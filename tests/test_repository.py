@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -284,3 +285,25 @@ def test_every_config_and_key_that_is_named_is_there():
     assert [
         f"{where}: {config}" for where, config in called if config not in names and not where.startswith("tests/")
     ] == []
+
+
+def test_every_command_is_one_of_the_wheel_and_every_folder_and_file_of_it_is_packed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    given = settings["project"]["scripts"]
+    commands = [path for package in ("experiments", "data_prep") for path in (ROOT / package).glob("*.py")]
+    starts = [path for path in commands if 'if __name__ == "__main__":' in path.read_text()]
+    assert len(starts) > 25
+    assert given == {
+        f"tmrjax-{path.stem.replace('_', '-')}": f"{path.parent.name}.{path.stem}:"
+        + ("cli" if path.parent.name == "experiments" else "main")
+        for path in starts
+    }
+    for path in starts:
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert given[f"tmrjax-{path.stem.replace('_', '-')}"].partition(":")[2] in functions
+    packed = settings["tool"]["setuptools"]["package-data"]
+    for package in ("tmrjax", "experiments", "data_prep"):
+        root = ROOT / package
+        assert all((path.parent / "__init__.py").exists() for path in root.rglob("*.py")), package
+        others = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
+        assert others == {path for pattern in packed[package] for path in root.glob(pattern)}

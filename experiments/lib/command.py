@@ -26,6 +26,7 @@ from tmrjax.training.checkpoints import CheckpointError
 
 logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # What bad input, bad settings and the machine raise; anything else is a fault of the program and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
 
@@ -59,7 +60,7 @@ def run(main: Callable[[list[str]], Any], *, arguments: bool = False) -> None:
 
     def parse(given: list[str]) -> list[str]:
         try:
-            rest = FLAGS([given[0], *map(with_underscores, given[1:])])
+            rest = FLAGS([given[0], *(with_config_found(with_underscores(argument)) for argument in given[1:])])
             if rest[1:] and not arguments:
                 raise flags.Error(f"{rest[1]!r} is no flag; a flag begins with --")
             if "config" in FLAGS:
@@ -104,6 +105,16 @@ def with_underscores(argument: str) -> str:
     if flag.startswith("no-"):
         flag = "no" + flag[3:]
     return f"--{flag.replace('-', '_')}{equals}{value}"
+
+
+def with_config_found(argument: str) -> str:
+    """``--config=mner.py:own`` with the path of the config that is shipped, where the current folder has none."""
+    flag, equals, value = argument.partition("=")
+    file, colon, name = value.partition(":")
+    if flag != "--config" or not file or os.path.exists(file):
+        return argument
+    path = CONFIGS / file.removeprefix("experiments/configs/")
+    return f"{flag}{equals}{path}{colon}{name}" if path.is_file() else argument
 
 
 # mallopt's names for: keep large arrays in the heap, never give it back, grow it by 256 MiB, one arena for all threads.

@@ -60,6 +60,17 @@ def test_dashes_are_underscores_in_flags_but_not_in_keys_of_a_config():
     assert command.with_underscores("a-b") == "a-b"
 
 
+def test_a_shipped_config_is_found_from_any_folder_and_one_that_is_there_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = str(command.CONFIGS / "mner.py")
+    assert command.with_config_found("--config=mner.py:own") == f"--config={shipped}:own"
+    assert command.with_config_found("--config=experiments/configs/mner.py") == f"--config={shipped}"
+    assert command.with_config_found("--config=another:own") == "--config=another:own"
+    assert command.with_config_found("--config.data.root=mner.py") == "--config.data.root=mner.py"
+    (tmp_path / "mner.py").write_text("")
+    assert command.with_config_found("--config=mner.py:own") == "--config=mner.py:own"
+
+
 def test_an_error_says_its_kind_where_its_message_would_not_do():
     assert command.one_line(DataError("f:3", "x", "y", "Do z.")) == "f:3: found x; expected y. Do z."
     assert command.one_line(ValueError("5")) == "ValueError: 5"
