@@ -13,6 +13,7 @@ from tests.methods.test_recurrent import noisy
 from tmrjax import crf
 from tmrjax.convert import method_from_release
 from tmrjax.methods import find_method
+from tmrjax.methods.parts import guided_attention
 
 B, W, C, SLOTS, TAGS, H, HEADS = 3, 5, 4, 3, 5, 8, 2
 LENGTHS, OBJECTS = np.array([5, 2, 4]), np.array([2, 3, 0])
@@ -275,3 +276,21 @@ def test_a_crf_with_borders_begins_as_ncrf_does():
     np.testing.assert_array_equal(params["transitions"], expected)
     assert make_method(freeze_objects=True).frozen == ("object_embeddings/.*",)
     assert jnp.float32 == method.dtype
+
+
+def test_a_row_of_equal_entries_has_no_slope_and_others_have_that_of_the_formula():
+    # Attention to one object whose weight was dropped gives such rows: a slope of 1/ε = 10⁶ would end training there.
+    norm = guided_attention.DeviationNorm()
+    rows = jnp.asarray([[2.0, 2.0, 2.0, 2.0], [0.5, -1.0, 2.0, 0.25]])
+    weights = np.asarray([0.3, -1.0, 0.7, 2.0])
+    variables = norm.init(jax.random.key(0), rows)
+    value, slope = jax.value_and_grad(lambda rows: jnp.sum(norm.apply(variables, rows) @ jnp.asarray(weights)))(rows)
+
+    def formula(row):
+        return float(weights @ ((row - row.mean()) / (row.std(ddof=1) + 1e-6)))
+
+    row, step = np.asarray(rows[1], np.float64), 1e-5
+    assert float(value) == pytest.approx(formula(row), abs=1e-5)
+    expected = [(formula(row + step * one) - formula(row - step * one)) / (2 * step) for one in np.eye(4)]
+    np.testing.assert_allclose(slope[1], expected, atol=1e-4)
+    np.testing.assert_array_equal(slope[0], 0)

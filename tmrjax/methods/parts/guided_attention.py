@@ -28,9 +28,11 @@ class DeviationNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (size,))
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (size - 1)
-        # A root has no slope at 0, where all entries are one: what no text and no object gives.
-        deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-        return (scale * centred / (deviation + _EPSILON) + bias).astype(dtype)
+        # Entries that are all one say nothing: what dropout leaves of attention to a single object, before biases are
+        # learned. Their slope would be 1/ε, a million, and such a step would end training of what stands before.
+        varied = variance > 0
+        deviation = jnp.sqrt(jnp.where(varied, variance, 1)) + _EPSILON
+        return (scale * jnp.where(varied, centred / deviation, 0) + bias).astype(dtype)
 
 
 class Attention(nn.Module):
