@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import runpy
 import textwrap
 import tomllib
 from pathlib import Path
@@ -30,7 +31,7 @@ from tmrjax.records import DatasetInfo, read_dataset
 from tmrjax.records import schema as record_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("tmrjax", "experiments", "data_prep", "benchmarks", "tests")
+PACKAGES = ("tmrjax", "experiments", "data_prep", "benchmarks", "docs", "tests")
 SELF = Path(__file__).resolve()
 PYTHON = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path != SELF)
 PAGES = [
@@ -307,3 +308,11 @@ def test_every_command_is_one_of_the_wheel_and_every_folder_and_file_of_it_is_pa
         assert all((path.parent / "__init__.py").exists() for path in root.rglob("*.py")), package
         others = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
         assert others == {path for pattern in packed[package] for path in root.glob(pattern)}
+
+
+def test_the_diagram_is_what_its_script_draws_and_names_files_that_are_there():
+    script = runpy.run_path(str(ROOT / "docs" / "draw_method.py"))
+    assert script["draw"]() == (ROOT / "docs" / "method.svg").read_text(encoding="utf-8")
+    assert len(script["files"]()) > 10
+    assert all((ROOT / file).is_file() for file in script["files"]())
+    assert set(re.findall(r"docs/\w+\.svg", (ROOT / "README.md").read_text())) == {"docs/method.svg", "docs/post.svg"}
