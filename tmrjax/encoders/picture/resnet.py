@@ -17,6 +17,7 @@ from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates
 from tmrjax.encoders.picture.convolution import convolve
 from tmrjax.encoders.picture.patches import check_pixels
+from tmrjax.encoders.picture.pooling import max_pool
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1  # PyTorch's: the weight of the new batch in the running statistics
@@ -253,11 +254,6 @@ class ResNetEncoder(nn.Module):
                 x = block(config, features, stride, name=name, **settings)(x, train, mask)
             stages.append(x)
         return PictureStates(x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2)), tuple(stages))
-
-
-def max_pool(x: Array) -> Array:
-    """Maximum over 3 × 3 windows, stride 2, one place of padding that never wins: [N,H,W,C] → [N,⌈H/2⌉,⌈W/2⌉,C]."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _batch_statistics(y: Array, mask: Array | None) -> tuple[Array, Array, Array]:
