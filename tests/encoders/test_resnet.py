@@ -1,4 +1,4 @@
-"""The ResNet encoder beside transformers' torch ResNetModel: maps, gradients, batch statistics, CPU convolutions."""
+"""The ResNet encoder beside transformers' torch ResNetModel: maps, gradients, batch statistics."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from tmrjax.convert import resnet_params
-from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder, convolve
+from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
 
 BOTTLENECK = ResNetConfig(embedding_size=6, hidden_sizes=(8, 12), depths=(1, 2))
 BASIC = ResNetConfig(embedding_size=8, hidden_sizes=(8, 12), depths=(2, 1), layer_type="basic")
@@ -118,33 +118,6 @@ def test_maps_and_gradients_equal_torch_at_real_sizes(config):
     np.testing.assert_allclose(maps / np.abs(expected).max(), expected / np.abs(expected).max(), atol=1e-5)
     with jax.enable_x64(True):
         compare_with_torch(config, pixels.astype(np.float64), seed=0, train=False, tolerance=1e-6)
-
-
-@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 2), (7, 2)])
-def test_the_cpus_convolution_is_the_convolution(size, stride, monkeypatch):
-    """What is computed on CPU and what is left to other platforms' convolutions agree, with both gradients."""
-    x = pictures(2, 9, 8, 5)
-    kernel = np.random.default_rng(1).normal(size=(size, size, 5, 6)).astype(np.float32)
-
-    def value_and_gradients(platform):
-        monkeypatch.setattr(jax, "default_backend", lambda: platform)
-        value, pullback = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
-        return value, *pullback(jnp.cos(value))
-
-    for ours, theirs in zip(value_and_gradients("cpu"), value_and_gradients("gpu"), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-def test_other_platforms_keep_plain_convolutions(bottleneck, monkeypatch):
-    run = jax.jit(lambda pixels: ResNetEncoder(BOTTLENECK).apply(bottleneck, pixels, train=False).tokens)
-    convolutions = {}
-    for platform in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
-        jax.clear_caches()
-        lowered = run.trace(pictures(1, 16, 16)).lower(lowering_platforms=("cuda",)).as_text()
-        convolutions[platform] = lowered.count("stablehlo.convolution")
-    # A stem; three bottlenecks of three, one of them 3 × 3; two shortcuts.
-    assert convolutions == {"cpu": 1 + 3, "gpu": 1 + 3 * 3 + 2}
 
 
 @pytest.fixture(scope="module")

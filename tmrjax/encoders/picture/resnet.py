@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from tmrjax.encoders.activations import ACTIVATIONS, check_activation
 from tmrjax.encoders.base import PictureStates
+from tmrjax.encoders.picture.convolution import convolve
 from tmrjax.encoders.picture.patches import check_pixels
+from tmrjax.encoders.picture.pooling import max_pool
 
 _EPSILON = 1e-5
 _MOMENTUM = 0.1  # PyTorch's: the weight of the new batch in the running statistics
@@ -253,26 +254,6 @@ class ResNetEncoder(nn.Module):
                 x = block(config, features, stride, name=name, **settings)(x, train, mask)
             stages.append(x)
         return PictureStates(x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2)), tuple(stages))
-
-
-def convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """Convolution [N,H,W,C] with [k,k,C,O], k odd, k//2 zeros of padding on every side → [N,⌈H/s⌉,⌈W/s⌉,O].
-
-    On CPU a 1 × 1 convolution is done as a product of matrices, because XLA's gradient of its kernel runs at a tenth of
-    the speed there (measured with jaxlib 0.10: 5 to 30 GFLOP/s a core instead of 60 to 100; a whole ResNet-50 takes
-    half the time). On GPU and TPU it stays a convolution, for which their libraries are made.
-    """
-    size = kernel.shape[0]
-    if size == 1 and jax.default_backend() == "cpu":
-        x = x[:, ::stride, ::stride]
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    padding = [(size // 2, size // 2)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def max_pool(x: Array) -> Array:
-    """Maximum over 3 × 3 windows, stride 2, one place of padding that never wins: [N,H,W,C] → [N,⌈H/2⌉,⌈W/2⌉,C]."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _batch_statistics(y: Array, mask: Array | None) -> tuple[Array, Array, Array]:
