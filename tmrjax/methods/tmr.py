@@ -94,7 +94,7 @@ class TMR(Method, kw_only=True):
             image, regions = project(pictures[f"{prefix}image"]), project(pictures[f"{prefix}region"])
             masks = batch[f"{prefix}image_mask"], batch[f"{prefix}region_mask"]
             scores = (
-                batch[f"{prefix}scores"] if self.use_scores else jnp.tile(jnp.asarray(NEUTRAL_SCORES), (len(text), 1))
+                batch[f"{prefix}scores"] if self.use_scores else jnp.tile(jnp.asarray(NEUTRAL_SCORES), (text.shape[0], 1))
             )
             picture, there, grains = fusion(
                 text, text_mask, phrases, phrase_mask, image, masks[0], regions, masks[1], scores
