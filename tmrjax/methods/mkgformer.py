@@ -129,7 +129,8 @@ class MKGformer(TextWithPictures, kw_only=True):
         masks = [whole | regions.any(1), whole, regions]
         counts = 1, image.shape[1] - 1, others.shape[1] // regions.shape[1]
         masks = [
-            jnp.repeat(mask.reshape(mask.shape[0], -1), count, axis=1) for mask, count in zip(masks, counts, strict=True)
+            jnp.repeat(mask.reshape(mask.shape[0], -1), count, axis=1)
+            for mask, count in zip(masks, counts, strict=True)
         ]
         return jnp.concatenate([image, others], axis=1), jnp.concatenate(masks, axis=1)
 

@@ -100,7 +100,9 @@ class _PatchEmbeddings(nn.Module):
         vertical = interpolation_weights(height, rows, config.grid)
         horizontal = interpolation_weights(width, columns, config.grid)
         place = jnp.einsum("bjq,biqd->bijd", horizontal, jnp.einsum("bip,pqd->biqd", vertical, square))
-        hidden = projected.reshape(pixels.shape[0], rows * columns, -1) + place.reshape(pixels.shape[0], rows * columns, -1)
+        hidden = projected.reshape(pixels.shape[0], rows * columns, -1) + place.reshape(
+            pixels.shape[0], rows * columns, -1
+        )
         first = jnp.broadcast_to(class_token + positions[:, :1], (pixels.shape[0], 1, config.hidden_size))
         hidden = jnp.concatenate([first, hidden], axis=1).astype(self.dtype)
         return Dropout(config.hidden_dropout_prob)(hidden, deterministic=not train)

@@ -272,7 +272,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 def max_pool(x: Array) -> Array:
     """Maximum over 3 × 3 windows, stride 2, one place of padding that never wins: [N,H,W,C] → [N,⌈H/2⌉,⌈W/2⌉,C]."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _batch_statistics(y: Array, mask: Array | None) -> tuple[Array, Array, Array]:
