@@ -70,7 +70,7 @@ def main(_) -> None:
 
 def write_for_serving() -> None:
     """Programs that run without this package."""
-    unfit = [name for name in ("push", "private", "language") if FLAGS[name].value]
+    unfit = [name for name in ("push", "private", "language") if getattr(FLAGS, name)]
     unfit += ["dtype"] if FLAGS.dtype != "float32" else []
     if unfit:
         raise ValueError(f"--{unfit[0]} belongs to --format=folder, and not to {FLAGS.format}: leave it out")

@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.export import RUN_SERVED
+from tests.crf_oracle import Enumeration, random_batch
 from tests.prediction.test_predict import (  # noqa: F401 - fixtures
     random_variables,
     relations,
@@ -23,6 +25,7 @@ from tests.prediction.test_predict import (  # noqa: F401 - fixtures
 from tmrjax.predict import Predictor
 from tmrjax.prediction.posts import Given, PostError
 from tmrjax.serving.folder import COPIED, copied_modules, write_serving
+from tmrjax.serving.programs import decode, probability
 from tmrjax.serving.reader import MANIFEST, FolderError, ServedModel
 
 LONG = " ".join(["Jordan at the harbour"] * 9)
@@ -145,7 +148,7 @@ def test_the_manifest_names_what_the_programs_read(served, predictor):
     program = manifest["programs"]["model_12"]
     assert program["batch"]["input_ids"] == {"shape": ["b", 12], "dtype": "int32"}
     assert program["batch"]["image"] == {"shape": ["b", 8, 8, 3], "dtype": "uint8"}
-    assert program["outputs"]["scores"] == {"shape": ["b", 10, 5], "dtype": "float32"}
+    assert program["outputs"]["emissions"] == {"shape": ["b", 10, 5], "dtype": "float32"}
     assert manifest["programs"]["decode"]["outputs"]["result"] == {"shape": ["n", "w"], "dtype": "int32"}
     assert (manifest["platforms"], manifest["labels"]) == (["cpu", "cuda"], ["PER", "LOC"])
     weights = (served / "model.safetensors").stat().st_size
@@ -196,3 +199,28 @@ def test_a_folder_with_other_files_is_left_alone(predictor, tmp_path):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="holds other files"):
         write_serving(tmp_path, predictor, command())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_programs_probability_and_tags_are_those_of_enumerated_paths(seed):
+    """In float64, at scores of a post whose sums are large."""
+    emissions, _, mask, params = random_batch(seed)
+    emissions = emissions * 20
+    allowed = np.random.default_rng(seed).random(emissions.shape) < 0.7
+    allowed[..., 0] = True  # some path is left
+    chain = params._asdict()
+    found = np.asarray(probability(emissions, mask, allowed, chain))
+    tags = np.asarray(decode(emissions, mask, chain))
+    for row in range(len(emissions)):
+        if not mask[row].any():
+            continue
+        every = Enumeration(emissions[row], mask[row], params)
+        some = Enumeration(emissions[row], mask[row], params, allowed[row])
+        assert found[row] == pytest.approx(np.exp(some.log_normalizer - every.log_normalizer), abs=1e-5)
+        np.testing.assert_array_equal(tags[row], every.best)
+
+
+def test_without_flatbuffers_it_is_said_what_to_install(served, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install flatbuffers"):
+        ServedModel(served)

@@ -32,7 +32,7 @@ from tmrjax.files import sha256, write_atomic
 from tmrjax.inputs.vocabulary import Vocabulary
 from tmrjax.prediction.folder import flat
 from tmrjax.serving.programs import PLATFORMS, export_programs
-from tmrjax.serving.reader import FORMAT, MANIFEST, TOKENIZER, WEIGHTS
+from tmrjax.serving.reader import FORMAT, MANIFEST, TOKENIZER, WEIGHTS, check_packages
 from tmrjax.text.tokenizers import tokenizer_to_json
 
 COPIED = "preprocessing"  # the name of the package's copy
@@ -51,9 +51,10 @@ def write_serving(folder: Path, predictor: Any, command: str, platforms: tuple[s
         platforms: that the programs are lowered for.
 
     Raises:
-        ValueError: a folder that holds something else; an input of a method from outside, which has no place in the
+        ValueError: flatbuffers is not installed; a folder that holds something else; an input of a method from outside, which has no place in the
             copy; BERTweet's tokenizer, whose emoji and URLs need code of transformers.
     """
+    check_packages()
     system = predictor.system
     if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"{folder}: holds other files; name a new folder, or one that was exported before")

@@ -5,9 +5,9 @@ in ``model.safetensors``, and no constants of the program; a batch has the keys 
 uint8.
 
 =========  ==================================================================================================
-``ner``    ``scores`` [B, W, K] (emissions), ``tags`` [B, W] by Viterbi under IOB2, ``mask`` [B, W], and the CRF that
+``ner``    ``emissions`` [B, W, K], ``tags`` [B, W] by Viterbi under IOB2, ``mask`` [B, W], and the CRF that
            decodes, ``transitions`` [K, K], ``start_transitions``, ``end_transitions`` [K]
-``re``     ``scores`` [B, R] (logits), ``probabilities`` [B, R]
+``re``     ``logits`` [B, R], ``probabilities`` [B, R]
 =========  ==================================================================================================
 
 For NER two further programs have an open length too, so that a post that was read in windows is decoded as a whole:
@@ -30,6 +30,7 @@ from tmrjax.crf import CRFParams
 from tmrjax.inputs.base import Reading
 from tmrjax.inputs.collate import Collator
 from tmrjax.prediction.folder import nested
+from tmrjax.serving.reader import SCORES
 from tmrjax.tasks.system import System
 
 PLATFORMS = ("cpu", "cuda")
@@ -44,8 +45,7 @@ def model_function(system: System, length: int) -> Callable[[Mapping[str, Array]
         unknown = {key: jnp.zeros((rows, *shape), dtype) for key, (shape, dtype) in gold.items()}
         batch = system.prepare({**batch, **unknown})
         outputs = system.method.apply(nested(weights), batch, train=False)
-        found = {**system.head.predict(outputs, batch), "scores": outputs.scores}
-        found.pop("emissions", None)  # they are the scores
+        found = {**system.head.predict(outputs, batch), SCORES[system.task]: outputs.scores}
         return found | (found.pop("crf")._asdict() if "crf" in found else {})
 
     return model

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +37,19 @@ from tmrjax.text.tags import allow_only, character_spans, scored_tags, spans_fro
 FORMAT = 1
 MANIFEST = "serving.json"
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+SCORES = {"ner": "emissions", "re": "logits"}  # what a model program calls a method's scores
 CRF = ("transitions", "start_transitions", "end_transitions")
 _SPANS_AT_ONCE = 32  # one static shape for each length
 
 
 class FolderError(ValueError):
     """An exported folder that is damaged, incomplete, or of another version."""
+
+
+def check_packages() -> None:
+    """Raise ValueError where flatbuffers lacks, which jax.export needs to write and to read a program."""
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ValueError("programs are written and read with flatbuffers: pip install flatbuffers ('tmrjax[serving]')")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -85,8 +93,10 @@ class ServedModel:
     def __init__(self, folder: Path, *, calibrated: bool = False):
         """Read and check a folder; ``calibrated``: scores at the temperature that was fitted on dev.
 
-        Raises :class:`FolderError`, and ValueError for ``calibrated`` where no temperature was fitted.
+        Raises :class:`FolderError`, and ValueError for ``calibrated`` where no temperature was fitted or where
+        flatbuffers is not installed.
         """
+        check_packages()
         self.folder, self.manifest = Path(folder), read_manifest(Path(folder))
         manifest = self.manifest
         if calibrated and manifest["temperature"] is None:
@@ -211,7 +221,7 @@ class ServedModel:
             for row, (index, number, count, window) in present.items():
                 if count == 1:
                     continue
-                parts.setdefault(index, {})[number] = output["scores"][row, : len(window.pieces.words)]
+                parts.setdefault(index, {})[number] = output["emissions"][row, : len(window.pieces.words)]
                 if len(parts[index]) == count:
                     scores = [part for _, part in sorted(parts.pop(index).items())]
                     found[index] = self._entities(self._joined(output, scores), {0: examples[index]})[0]
@@ -225,7 +235,7 @@ class ServedModel:
         emissions = np.pad(emissions, ((0, length - words), (0, 0)))[None]
         mask, chain = (np.arange(length) < words)[None], {name: output[name] for name in CRF}
         tags = np.asarray(self.program("decode")(emissions, mask, chain))
-        return {**chain, "tags": tags, "scores": emissions, "mask": mask}
+        return {**chain, "tags": tags, "emissions": emissions, "mask": mask}
 
     def _entities(self, output: Mapping[str, Any], rows: Mapping[int, Example]) -> dict[int, list]:
         """(span, probability) of the entities of each row; a probability is exact under the CRF."""
@@ -247,7 +257,7 @@ class ServedModel:
             allowed = np.ones((_SPANS_AT_ONCE, output["mask"].shape[1], len(tags)), bool)
             for place, (_, span, words, positions) in zip(allowed, some, strict=False):
                 allow_only(span, words, positions, tags, place)
-            emissions = output["scores"][numbers] / np.float32(self.temperature)
+            emissions = output["emissions"][numbers] / np.float32(self.temperature)
             values = self.program("probability")(emissions, output["mask"][numbers], allowed, chain)
             for (row, span, *_), value in zip(some, np.asarray(values), strict=False):
                 found[row].append((span, float(value)))
@@ -255,7 +265,7 @@ class ServedModel:
 
     def _relation(self, output: Mapping[str, Any], row: int) -> tuple[str, float]:
         """The most probable relation and its probability, at the temperature."""
-        scores = output["scores"][row] / np.float32(self.temperature)
+        scores = output["logits"][row] / np.float32(self.temperature)
         weights = np.exp(scores - scores.max())
         best = int(output["probabilities"][row].argmax())
         return self.manifest["labels"][best], float(weights[best] / weights.sum())
