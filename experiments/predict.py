@@ -2,6 +2,7 @@
 
 python experiments/predict.py --workdir=runs/demo/full --input=posts.jsonl --output=entities.jsonl
 python experiments/predict.py --workdir=runs/demo/relations --entities=runs/demo/full --input=... --output=...
+other-program | python experiments/predict.py --workdir=runs/demo/full --input=- --output=- | another-program
 
 Each line of the input is a post: {"text": ...} or {"tokens": [...]}, with "image" and "generated_image" (paths relative
 to --root, by default the input's folder), "regions", "phrases", "scores" where there are some. For relations also
@@ -12,6 +13,12 @@ Results are written to OUTPUT.partial as they come, in the order of the input, w
 that was stopped goes on with the same command. The memory does not grow with the input. --min-score leaves unsure
 answers out, --abstain-below keeps silent on posts that have one, --review=FILE lists the posts in which a second look
 mends most. With --on-error=skip posts that cannot be read are listed in OUTPUT.skipped.jsonl with file, line and id.
+
+With --input=- --output=- posts come from stdin and results go to stdout, one line for each post that is no blank line,
+in order and at once: when stdin pauses for a twentieth of a second, or ends, all that was read is answered. Nothing is
+kept, so a run that was stopped begins anew. With --on-error=skip {"id", "error"} stands in the place of a post that
+cannot be read, and the exit code is 0; else the command ends there with 1, behind the results before it. What was
+found is told on stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +41,10 @@ from tqdm import tqdm
 
 from experiments.lib import command
 from experiments.lib.journal import Journal
+from experiments.lib.pipes import lines_of
 from tmrjax.files import DataError, jsonl_bytes, open_regular, parse_json, write_atomic
 from tmrjax.predict import Predictor
+from tmrjax.prediction.ahead import PAUSE
 from tmrjax.prediction.certainty import chosen, expected_errors, most_worth_a_look
 from tmrjax.prediction.posts import Given, PostError
 from tmrjax.text.splitting import SPLITTINGS
@@ -42,6 +52,7 @@ from tmrjax.text.splitting import SPLITTINGS
 logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
 
+PIPE = "-"  # stdin as the input, stdout as the output
 SECONDS_BETWEEN_LINES = 30  # of the log where the output is no terminal
 
 
@@ -50,8 +61,8 @@ def define_flags() -> None:
     command.define_flags()
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("entities", None, "Folder of an MNER run, to find the entities between which relations are.")
-    flags.DEFINE_string("input", None, "JSONL file of posts.")
-    flags.DEFINE_string("output", None, "JSONL file to write.")
+    flags.DEFINE_string("input", None, "JSONL file of posts, or - for stdin.")
+    flags.DEFINE_string("output", None, "JSONL file to write, or - for stdout.")
     flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to; the input's own unless given.")
     flags.DEFINE_integer("batch_size", 32, "Posts at a time.", lower_bound=1)
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with a post that cannot be read.")
@@ -70,8 +81,19 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Flags in, JSONL out."""
-    source, output = Path(FLAGS.input), Path(FLAGS.output)
-    digest, total = survey(source)
+    ends = [name for name in ("input", "output") if getattr(FLAGS, name) == PIPE]
+    if not ends:
+        predict_file(Path(FLAGS.input), Path(FLAGS.output))
+    elif len(ends) == 1:
+        raise ValueError(f"--{ends[0]}=- goes with the other end: give --input=- --output=-, or two files")
+    elif FLAGS.review:
+        raise ValueError("--review sorts all posts in the end, and a pipe keeps none: give --input and --output files")
+    else:
+        predict_pipe()
+
+
+def loaded(root: Path) -> tuple[Predictor, str, dict[str, Any], dict[str, Any]]:
+    """The predictor, what it finds, the options of its outcomes, and what results depend on besides the input."""
     settings = {
         "calibrated": FLAGS.calibrated,
         "windows": FLAGS.windows,
@@ -79,15 +101,13 @@ def main(_) -> None:
         "joiner": FLAGS.joiner,
     }
     predictor = Predictor.load(FLAGS.workdir, **settings)
-    options: dict[str, Any] = {"root": FLAGS.root or source.parent, "carry": FLAGS.carry}
+    options: dict[str, Any] = {"root": FLAGS.root or root, "carry": FLAGS.carry}
     identity = {
-        "input": digest,
         "workdir": predictor.identity(),
         "root": os.path.realpath(options["root"]),
         "carry": sorted(FLAGS.carry),
+        **limits(),
     }
-    limits = {"min_score": FLAGS.min_score, "abstain_below": FLAGS.abstain_below}
-    identity |= {**limits, "review": bool(FLAGS.review)}
     kind = "entities"
     if predictor.system.task == "re":
         kind = "relations"
@@ -96,11 +116,23 @@ def main(_) -> None:
             options["entities"] = Predictor.load(FLAGS.entities, **settings)
         entities = options["entities"] and options["entities"].identity()
         identity |= {"keep_none": FLAGS.keep_none, "entities": entities}
-    journal = Journal(output, identity)
+    options |= {"batch_size": FLAGS.batch_size, "allow_outside": FLAGS.allow_outside}
+    return predictor, kind, options, identity
+
+
+def limits() -> dict[str, float]:
+    """What answers are left out by."""
+    return {"min_score": FLAGS.min_score, "abstain_below": FLAGS.abstain_below}
+
+
+def predict_file(source: Path, output: Path) -> None:
+    """A file to a file, with a journal to go on from."""
+    digest, total = survey(source)
+    predictor, kind, options, identity = loaded(source.parent)
+    journal = Journal(output, identity | {"input": digest, "review": bool(FLAGS.review)})
     counts = journal.counts
     if journal.resumed:
         logger.info("%s: goes on behind line %d, %d posts are done", output, journal.line, counts["posts"])
-    options |= {"batch_size": FLAGS.batch_size, "allow_outside": FLAGS.allow_outside}
     try:
         lines = read_posts(source, journal.offset, journal.line)
         for given, outcome in reported(predictor.outcomes(lines, **options), total, counts):
@@ -111,7 +143,7 @@ def main(_) -> None:
                 journal.skip(entry)
             else:
                 told = {"expected_errors": expected_errors(outcome)} if FLAGS.review else {}
-                result = chosen(outcome, **limits) | told
+                result = chosen(outcome, **limits()) | told
                 journal.write(result)
                 count(counts, result, kind)
             counts["posts"] += 1
@@ -123,6 +155,30 @@ def main(_) -> None:
     print(summary(counts, kind, output, journal.skipped))
     if FLAGS.review:
         print(write_review(output, Path(FLAGS.review), FLAGS.review_posts))
+
+
+def predict_pipe() -> None:
+    """stdin to stdout, without a journal."""
+    predictor, kind, options, _ = loaded(Path())
+    counts: Counter[str] = Counter()
+    try:
+        for _, outcome in predictor.outcomes(piped_posts(sys.stdin.fileno()), **options):
+            if isinstance(outcome, PostError):
+                if FLAGS.on_error == "raise":
+                    raise unread(outcome.error, counts["posts"], "answered")
+                result = outcome.to_json()
+                counts["skipped"] += 1
+            else:
+                result = chosen(outcome, **limits())
+                count(counts, result, kind)
+            counts["posts"] += 1
+            sys.stdout.buffer.write(jsonl_bytes([result]))
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Nobody reads any more. Python would try to flush once more at the end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+    print(summary(counts, kind, "stdout", "stdout has their errors"), file=sys.stderr)
 
 
 def write_review(output: Path, review: Path, posts: int) -> str:
@@ -156,27 +212,47 @@ def read_posts(source: Path, offset: int, line: int) -> Iterator[Given]:
         stream.seek(offset)
         for number, raw in enumerate(stream, line + 1):
             offset += len(raw)
-            content = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
-            if not content:
-                continue
-            where, post, failure = f"{source}:{number}", None, None
-            try:
-                if not content.startswith(b"{"):
-                    raise DataError(
-                        where,
-                        f"{content[:40].decode('utf-8', 'replace')!r}, which is no JSON object: not JSONL",
-                        'a post on each line, as {"text": "..."}',
-                        "Plain text, CSV and JSON arrays must be rewritten so.",
-                    )
-                post = parse_json(content, where)
-            except DataError as error:
-                failure = error
-            yield Given(post, where, failure, (number, offset))
+            found = read_line(raw, number, str(source))
+            if found is not None:
+                yield found._replace(position=(number, offset))
 
 
-def unread(error: DataError, done: int) -> DataError:
+def piped_posts(descriptor: int) -> Iterator[Given | object]:
+    """The posts of a pipe, and PAUSE where none comes."""
+    number = 0
+    for line in lines_of(descriptor):
+        if line is PAUSE:
+            yield PAUSE
+            continue
+        number += 1
+        found = read_line(line, number, "stdin")
+        if found is not None:
+            yield found
+
+
+def read_line(raw: bytes, number: int, source: str) -> Given | None:
+    """The post of a line, or its error; None for a blank line."""
+    content = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
+    if not content:
+        return None
+    where, post, failure = f"{source}:{number}", None, None
+    try:
+        if not content.startswith(b"{"):
+            raise DataError(
+                where,
+                f"{content[:40].decode('utf-8', 'replace')!r}, which is no JSON object: not JSONL",
+                'a post on each line, as {"text": "..."}',
+                "Plain text, CSV and JSON arrays must be rewritten so.",
+            )
+        post = parse_json(content, where)
+    except DataError as error:
+        failure = error
+    return Given(post, where, failure)
+
+
+def unread(error: DataError, done: int, fate: str = "kept") -> DataError:
     """The error of a post, with what the user can do now."""
-    advice = f"{error.advice} The {done} posts before it are kept: --on-error=skip goes on without it."
+    advice = f"{error.advice} The {done} posts before it are {fate}: --on-error=skip goes on without it."
     return DataError(error.where, error.found, error.expected, advice)
 
 
@@ -192,7 +268,7 @@ def count(counts: dict[str, int], result: dict[str, Any], kind: str) -> None:
     counts["without answers, one being below --abstain-below"] += result.get("abstained", False)
 
 
-def summary(counts: dict[str, int], kind: str, output: Path, skipped: Path) -> str:
+def summary(counts: dict[str, int], kind: str, output: Path | str, skipped: Path | str) -> str:
     """What was found, and everything that was not read."""
     read = counts["posts"] - counts["skipped"]
     lines = [f"{counts[kind]} {kind} in {read} posts written to {output}"]

@@ -7,7 +7,8 @@ import pytest
 
 from tmrjax.attention import MultiHeadAttention, cross_modal_attention
 from tmrjax.encoders.dropout import Dropout
-from tmrjax.fusion import NEUTRAL_SCORES, GrainFusion, TextFusion, weight_grains
+from tmrjax.fusion import GrainFusion, TextFusion, weight_grains
+from tmrjax.records.schema import NEUTRAL_SCORES
 
 B, T, P, Q, R, D = 3, 6, 4, 5, 3, 8
 

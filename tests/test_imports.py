@@ -26,6 +26,7 @@ ROOMS = (
     "tmrjax.divergence",
     "tmrjax.convert",
     "tmrjax.prediction",
+    "tmrjax.serving",
     "tmrjax.predict",
 )
 # What a package may import of the others; nothing imports a test.

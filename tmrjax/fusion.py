@@ -28,9 +28,6 @@ from tmrjax.encoders.dropout import Dropout
 
 GRAINS = ("fine", "coarse")
 
-# Scores that turn Eq. 4 into Eq. 2: what a post without divergence scores gets, and "w/o MDE".
-NEUTRAL_SCORES = (0.0, 1.0, 1.0)
-
 
 def weight_grains(fine: jax.Array, coarse: jax.Array, scores: jax.Array) -> jax.Array:
     """Eq. 4: G* = α_strengthen G^fine + α_complement G^coarse.
@@ -97,7 +94,7 @@ class GrainFusion(nn.Module):
             phrases: T^p [B, P, D] with phrase_mask [B, P].
             patches: V^s [B, 49, D] with image_mask [B].
             regions: V^r [B, 3, D] with region_mask [B, 3].
-            scores: α [B, 3], or NEUTRAL_SCORES for Eq. 2.
+            scores: α [B, 3], or :data:`tmrjax.records.schema.NEUTRAL_SCORES` for Eq. 2.
 
         Returns:
             G* [B, D]; whether anything of it is there [B]; {"fine": G^f, "coarse": G^c}.

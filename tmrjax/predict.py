@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.lost import unknown_warning
 from tmrjax.inputs.marked import PairDistanceError
 from tmrjax.prediction import folder as folder_files
+from tmrjax.prediction.ahead import DEPTH, PAUSE, one_at_a_time, worked_ahead
 from tmrjax.prediction.card import model_card
 from tmrjax.prediction.posts import (
     Given,
@@ -86,8 +88,10 @@ class Predictor:
         self.joiner = ("" if system.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
-        self._step = system.predict_step(self.mesh)
+        step = system.predict_step(self.mesh)
+        self._step = one_at_a_time(step) if self.mesh.size > 1 else step
         self._said: set[str] = set()
+        self._warning = threading.Lock()
         self._words = self._unknown = 0
 
     @classmethod
@@ -270,11 +274,14 @@ class Predictor:
     def stream(self, posts: Iterable[Any], *, on_error: str = "raise", **options: Any) -> Iterator[dict[str, Any]]:
         """The results of :meth:`entities` or :meth:`relations`, post by post, in constant memory.
 
-        Reads ``chunk`` posts (256 unless given) ahead. With ``on_error="raise"`` the first bad post raises in its
-        place, after the results of those before it. ``options``: ``chunk`` and those of the task's method.
+        The next ``chunk`` posts (256 unless given) are prepared while the device works: at most two chunks are read
+        beyond the last result. With ``on_error="raise"`` the first bad post raises in its place, after the results of
+        those before it, and so does an error of the iterable. A :data:`tmrjax.prediction.ahead.PAUSE` among the posts
+        asks for the results of all before it. ``options``: ``chunk`` and those of the task's method.
         """
         _check_on_error(on_error)
-        given = (Given(post, f"post {index}") for index, post in enumerate(posts))
+        numbers = itertools.count()
+        given = (post if post is PAUSE else Given(post, f"post {next(numbers)}") for post in posts)
         for _, outcome in self.outcomes(given, **options):
             if isinstance(outcome, PostError):
                 if on_error == "raise":
@@ -299,11 +306,16 @@ class Predictor:
             entities._expect("ner", "entities", "relations")
         options = PostOptions(Path(root), allow_outside, self.system.text.word_splitting, self.joiner, tuple(carry))
         size = -(-batch_size // self.mesh.size) * self.mesh.size
-        posts, first = iter(posts), 0
-        while some := list(itertools.islice(posts, chunk)):
-            found = self._chunk(some, first, options, size, entities, keep_none)
+
+        def work(some: list[Given], first: int) -> tuple[list, list]:
+            return self._chunk(some, first, options, size, entities, keep_none)
+
+        # Several processes must start their programs in one order, so there chunks come one by one.
+        depth = DEPTH if jax.process_count() == 1 else 1
+        for some, (found, read) in worked_ahead(work, posts, chunk, depth=depth):
+            with self._warning:
+                self._warn(read)
             yield from zip(some, found, strict=True)
-            first += len(some)
 
     def _expect(self, task: str, called: str, instead: str) -> None:
         if self.system.task != task:
@@ -335,8 +347,8 @@ class Predictor:
         batch_size: int,
         entities: Predictor | None,
         keep_none: bool,
-    ) -> list[dict[str, Any] | PostError]:
-        """Results or errors of some posts; no error of one post touches another."""
+    ) -> tuple[list[dict[str, Any] | PostError], list[tuple[Post, dict[str, Any]]]]:
+        """Results or errors of some posts, and what was read, to warn of; no error of one post touches another."""
         info = DatasetInfo(name="posts", task=self.system.task, labels=self.system.labels)
         posts: dict[int, Post] = {}
         errors: dict[int, DataError] = {}
@@ -390,13 +402,13 @@ class Predictor:
             elif prediction.relation != NO_RELATION or keep_none or post.pair:
                 relation = {"relation": prediction.relation, "score": prediction.probability}
                 result["relations"].append({"head": pair[0], "tail": pair[1], **relation})
-        self._warn([(posts[index], results[index]) for index in posts if index not in errors])
-        return [
+        outcomes = [
             PostError(first + index, id_of(one.post), errors[index])
             if index in errors
             else results[index] | posts[index].carried
             for index, one in enumerate(given)
         ]
+        return outcomes, [(posts[index], results[index]) for index in posts if index not in errors]
 
     def _pairs(
         self, given, posts: Mapping[int, Post], errors: dict[int, DataError], options: PostOptions, batch_size, entities

@@ -177,7 +177,7 @@ def test_a_stream_is_lazy_and_raises_in_its_place(predictor):
 
     results = predictor.stream(posts(), chunk=4, batch_size=4)
     assert [next(results)["text"] for _ in range(5)] == ["Jordan at the harbour"] * 5
-    assert len(taken) <= 8
+    assert len(taken) <= 12  # two chunks beyond what was handed over
     with pytest.raises(DataError, match=r"^post 5: "):
         next(results)
     returned = list(predictor.stream(["Jordan", {"text": ""}, "the"], chunk=2, on_error="return"))

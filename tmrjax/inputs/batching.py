@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 
@@ -120,6 +119,8 @@ class PlannedBatches:
 
         At least ``prefetch`` batches are prepared ahead, and as many as there are threads: each thread makes one.
         """
+        import grain  # not on top: an exported folder plans its batches without it
+
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
         dataset = grain.MapDataset.source(self)[start:].to_iter_dataset(options)
         if num_workers:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tmrjax.fusion import NEUTRAL_SCORES
 from tmrjax.inputs.base import Example, Input, Reading, Spec
 from tmrjax.records import Record
+from tmrjax.records.schema import NEUTRAL_SCORES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ def at_words(states: jax.Array, batch: Batch) -> jax.Array:
 
 def at_markers(states: jax.Array, batch: Batch) -> jax.Array:
     """[head; tail]: states at the markers before both entities, [B, T, D] -> [B, 2 D]."""
-    rows = jnp.arange(len(states))
+    rows = jnp.arange(states.shape[0])
     return jnp.concatenate([states[rows, batch["head_start"]], states[rows, batch["tail_start"]]], axis=-1)
 
 

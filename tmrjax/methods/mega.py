@@ -75,7 +75,7 @@ class MEGA(Method, kw_only=True):
         features, present = batch["object_features"], batch["object_mask"].astype(bool)
         valid, weights = batch["attention_mask"].astype(bool), batch["alignment"].astype(words.dtype)
         if self.literal:
-            weights = weights.reshape(len(words), -1, words.shape[1])
+            weights = weights.reshape(words.shape[0], -1, words.shape[1])
         else:
             # Selected, not multiplied: what stands at a place that does not count may be NaN.
             features = jnp.where(present[..., None], features, 0)

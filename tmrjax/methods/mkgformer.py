@@ -117,7 +117,7 @@ class MKGformer(TextWithPictures, kw_only=True):
             crops, small = batch.get("crops"), batch.get("small_crops")
             crops = resized(batch["regions"], size) if crops is None else crops
             small = resized(batch["regions"], size // 2) if small is None else small
-            first = jnp.broadcast_to(picture.class_token, (len(crops), 1, self.picture.hidden_size))
+            first = jnp.broadcast_to(picture.class_token, (crops.shape[0], 1, self.picture.hidden_size))
             rows = [first, RegionTokens(name="region_positions")(picture, crops)]
             rows.append(RegionTokens(name="small_region_positions")(picture, small))
             return picture.begin(jnp.concatenate(rows, axis=1), train=train), None
@@ -129,7 +129,8 @@ class MKGformer(TextWithPictures, kw_only=True):
         masks = [whole | regions.any(1), whole, regions]
         counts = 1, image.shape[1] - 1, others.shape[1] // regions.shape[1]
         masks = [
-            jnp.repeat(mask.reshape(len(mask), -1), count, axis=1) for mask, count in zip(masks, counts, strict=True)
+            jnp.repeat(mask.reshape(mask.shape[0], -1), count, axis=1)
+            for mask, count in zip(masks, counts, strict=True)
         ]
         return jnp.concatenate([image, others], axis=1), jnp.concatenate(masks, axis=1)
 

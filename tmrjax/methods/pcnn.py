@@ -81,7 +81,7 @@ class PCNN(Method, kw_only=True):
         features = self._convolve(self._embed(batch["input_ids"], entities, mask, train))
         segments = _segments(*entities, mask)
         pieces = jnp.stack([self._pool(features, segments == number) for number in (1, 2, 3)], axis=1)
-        representation = pieces.reshape(len(mask), -1).astype(jnp.float32)
+        representation = pieces.reshape(mask.shape[0], -1).astype(jnp.float32)
         dropped = Dropout(self.dropout)(representation, deterministic=not train)
         if self.literal:
             dropped = Dropout(self.dropout)(dropped, deterministic=not train)

@@ -155,7 +155,7 @@ class RpBERT(Method, kw_only=True):
         joined = {name: join(name) for name in batch if name.startswith("image")}
         patches = self.read_pictures(joined, train=train)["image"]
         visual = dense(self.text.embedding_width, self.dtype, "visual_projection")(patches)
-        there = jnp.ones(len(visual), bool) if self.literal else joined["image_mask"].astype(bool)
+        there = jnp.ones(visual.shape[0], bool) if self.literal else joined["image_mask"].astype(bool)
 
         def read(prefix, visual, there):
             mask = batch[f"{prefix}attention_mask"].astype(bool)
@@ -186,7 +186,7 @@ class RpBERT(Method, kw_only=True):
                     f"{length} word pieces and {patches} patches exceed this encoder's {self.text.max_length} "
                     "positions: lower --config.data.max_pieces"
                 )
-            first = jnp.full(len(mask), length) if self.literal else mask.sum(1)
+            first = jnp.full(mask.shape[0], length) if self.literal else mask.sum(1)
             rows = encoder.embed_rows(
                 visual,
                 train=train,

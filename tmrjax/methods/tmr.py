@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from tmrjax.encoders.dropout import Dropout
-from tmrjax.fusion import GRAINS, NEUTRAL_SCORES, GrainFusion, TextFusion, pool_phrases
+from tmrjax.fusion import GRAINS, GrainFusion, TextFusion, pool_phrases
 from tmrjax.heads.crf_head import CRFLayer
 from tmrjax.heads.outputs import Outputs
 from tmrjax.inputs.base import Input
@@ -34,6 +34,7 @@ from tmrjax.inputs.pictures import Pictures
 from tmrjax.inputs.pieces import Pieces
 from tmrjax.inputs.scores import Scores
 from tmrjax.methods.base import Batch, Method, at_markers, at_words
+from tmrjax.records.schema import NEUTRAL_SCORES
 
 
 class TMR(Method, kw_only=True):
@@ -93,9 +94,8 @@ class TMR(Method, kw_only=True):
         for prefix in self.pictures.prefixes:
             image, regions = project(pictures[f"{prefix}image"]), project(pictures[f"{prefix}region"])
             masks = batch[f"{prefix}image_mask"], batch[f"{prefix}region_mask"]
-            scores = (
-                batch[f"{prefix}scores"] if self.use_scores else jnp.tile(jnp.asarray(NEUTRAL_SCORES), (len(text), 1))
-            )
+            neutral = jnp.tile(jnp.asarray(NEUTRAL_SCORES), (text.shape[0], 1))
+            scores = batch[f"{prefix}scores"] if self.use_scores else neutral
             picture, there, grains = fusion(
                 text, text_mask, phrases, phrase_mask, image, masks[0], regions, masks[1], scores
             )

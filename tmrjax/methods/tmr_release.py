@@ -235,7 +235,7 @@ class RelationTMRRelease(TMRRelease, kw_only=True):
         """Logits [B, R]; states as for entities, and "representation" [B, 2 D] (before dropout)."""
         # The authors' phrase mask is all zeros, which attends to every position alike: a mask of ones.
         text, phrases, maps = self.encode(batch, jnp.ones(batch["phrase_ids"].shape, bool), train=train)
-        rows = jnp.arange(len(text))
+        rows = jnp.arange(text.shape[0])
         head, tail = text[rows, batch["head_start"]], text[rows, batch["tail_start"]]
         fusion = ReleaseRelationFusion(self.text.hidden_size, self.dtype, name="release_fusion")
         states = self.weigh(batch, fusion, text, phrases, maps)

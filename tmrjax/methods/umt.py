@@ -88,7 +88,7 @@ class UMT(Method, kw_only=True):
         size = self.text.hidden_size
         first = dense(size, self.dtype, "visual_projection")(patches)
         second = dense(size, self.dtype, "visual_projection_v2")(patches)
-        there = batch["image_mask"].astype(bool)[:, None] if masked else jnp.ones((len(words), 1), bool)
+        there = batch["image_mask"].astype(bool)[:, None] if masked else jnp.ones((words.shape[0], 1), bool)
         patch_mask = jnp.broadcast_to(there, patches.shape[:2])
         visual = self.layer("picture_from_words")(own, first, patch_mask, train=train)
         seen = self.layer("picture_layer")(second, own, text_mask, train=train)

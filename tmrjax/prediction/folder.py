@@ -57,7 +57,7 @@ def write_folder(
     if folder.is_dir() and not is_folder(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder}: holds other files; name a new folder, or one that was exported before")
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {WEIGHTS: safetensors_bytes(_flat(variables, dtype)), CARD: card.encode()}
+    contents = {WEIGHTS: safetensors_bytes(flat(variables, dtype)), CARD: card.encode()}
     rest = {key: value for key, value in meta.items() if key not in ("labels", "text", "pictures", "tokenizer")}
     contents[_PARTS["labels"]] = _json(meta["labels"])
     contents[_PARTS["preprocessing"]] = _json({"text": meta["text"], "pictures": meta["pictures"]})
@@ -109,14 +109,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if _TOKENIZER["tokenizer"] in names:
         texts = {key: read_bytes(folder / name).decode() for key, name in _TOKENIZER.items() if name in names}
         meta["tokenizer"] = texts | {"special_tokens": json.loads(texts["special_tokens"])}
-    return _nested(read_state_dict(folder / WEIGHTS)), meta
+    return nested(read_state_dict(folder / WEIGHTS)), meta
 
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _flat(variables: Mapping[str, Any], dtype: str) -> dict[str, jax.Array]:
+def flat(variables: Mapping[str, Any], dtype: str = "float32") -> dict[str, jax.Array]:
     """Arrays by their path, joined by dots."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
@@ -129,8 +129,8 @@ def _flat(variables: Mapping[str, Any], dtype: str) -> dict[str, jax.Array]:
     return found
 
 
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of :func:`_flat`."""
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of :func:`flat`."""
     found: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, array in arrays.items():
         *path, last = name.split(".")

@@ -53,6 +53,7 @@ TASKS = ("ner", "re")
 NO_RELATION = "None"  # the relation of RE that stands for none: no score counts it
 DATASET_FILE = "dataset.json"
 NUM_REGIONS = 3  # of a picture that a model reads (paper section 3.2): the first ones of a record
+NEUTRAL_SCORES = (0.0, 1.0, 1.0)  # turn Eq. 4 into Eq. 2: of a post without divergence scores, and "w/o MDE"
 SCORE_CLASSES = ("weaken", "complement", "strengthen")  # the order of scores everywhere
 SCORE_TOLERANCE = 1e-3  # released scores are float32 prints; a softmax written with four digits still passes
 

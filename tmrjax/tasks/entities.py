@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from tmrjax.inputs.lost import count_words
 from tmrjax.inputs.pieces import windows_of
 from tmrjax.tasks.report import entity_report
 from tmrjax.tasks.system import System
-from tmrjax.text.tags import OUTSIDE, Span, TagSet, restore_tags, spans_from_tags
+from tmrjax.text.tags import Span, TagSet, allow_only, scored_tags, spans_from_tags
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +148,8 @@ class Tagger(System):
         return example.pieces.word_starts if self.text.piece_tags else list(range(len(example.pieces.words)))
 
     def _word_tags(self, row: np.ndarray, example: Example) -> list[str]:
-        known = set(self.tag_set.tags)
         tags = [self.tags[row[position]] for position in self._positions(example)]
-        # PAD, X, [CLS] and [SEP] of the released tag set are no entities: the released code lets them become some.
-        tags = [tag if tag in known else OUTSIDE for tag in tags]
-        return restore_tags(tags, example.pieces.words, len(example.record.tokens))
+        return scored_tags(tags, example.pieces.words, len(example.record.tokens), self.labels)
 
     def _span_probabilities(self, output, spans: Mapping[int, list]) -> dict[int, list[float]]:
         """p(span) = Z(sequences with this span) / Z, all spans of a batch at once."""
@@ -170,23 +166,11 @@ class Tagger(System):
             allowed = np.ones((_SPANS_AT_ONCE, mask.shape[1], len(self.tags)), bool)
             for i, (row, example, span) in enumerate(some):
                 rows[i] = row
-                self._allow_only(span, example, allowed[i])
+                allow_only(span, example.pieces.words, self._positions(example), self.tags, allowed[i])
             values = crf_head.probability(emissions[rows], mask[rows], allowed, params)
             for (row, _, _), value in zip(some, np.asarray(values), strict=False):
                 probabilities[row].append(float(value))
         return probabilities
-
-    def _allow_only(self, span: Span, example: Example, allowed: np.ndarray) -> None:
-        """Forbid every tag [T, K] under which ``span`` is no entity, or another one."""
-        positions = self._positions(example)
-        begin, inside = self.tags.index(f"B-{span.label}"), self.tags.index(f"I-{span.label}")
-        first, last = (bisect.bisect_left(example.pieces.words, word) for word in (span.start, span.end))
-        for place in range(first, last):
-            word, position = example.pieces.words[place], positions[place]
-            allowed[position] = False
-            allowed[position, begin if word == span.start else inside] = True
-        if last < len(positions):
-            allowed[positions[last], inside] = False
 
 
 _SPANS_AT_ONCE = 32  # one static shape for each length

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from tmrjax.text.splitting import Word
 
@@ -116,6 +119,31 @@ def restore_tags(predicted: Sequence[str], words: Sequence[int], length: int) ->
         tags[word] = tag
         previous, before = word, tag
     return tags
+
+
+def scored_tags(scored: Sequence[str], words: Sequence[int], length: int, labels: Sequence[str]) -> list[str]:
+    """:func:`restore_tags`; tags of the released set that are none of ``labels`` (PAD, X, [CLS], [SEP]) become O.
+
+    They are no entities: the released code lets them become some.
+    """
+    known = set(TagSet(tuple(labels)).tags)
+    return restore_tags([tag if tag in known else OUTSIDE for tag in scored], words, length)
+
+
+def allow_only(
+    span: Span, words: Sequence[int], positions: Sequence[int], tags: Sequence[str], allowed: np.ndarray
+) -> None:
+    """Forbid in ``allowed`` [T, K] every tag under which ``span`` is no entity, or another one.
+
+    ``words`` are the scored words, ascending, ``positions`` where the CRF scores them.
+    """
+    begin, inside = tags.index(f"B-{span.label}"), tags.index(f"I-{span.label}")
+    first, last = (bisect.bisect_left(words, word) for word in (span.start, span.end))
+    for place in range(first, last):
+        allowed[positions[place]] = False
+        allowed[positions[place], begin if words[place] == span.start else inside] = True
+    if last < len(positions):
+        allowed[positions[last], inside] = False
 
 
 def character_spans(spans: Sequence[Span], words: Sequence[Word]) -> list[tuple[int, int, str]]:

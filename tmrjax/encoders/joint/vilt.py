@@ -100,8 +100,10 @@ class _PatchEmbeddings(nn.Module):
         vertical = interpolation_weights(height, rows, config.grid)
         horizontal = interpolation_weights(width, columns, config.grid)
         place = jnp.einsum("bjq,biqd->bijd", horizontal, jnp.einsum("bip,pqd->biqd", vertical, square))
-        hidden = projected.reshape(len(pixels), rows * columns, -1) + place.reshape(len(pixels), rows * columns, -1)
-        first = jnp.broadcast_to(class_token + positions[:, :1], (len(pixels), 1, config.hidden_size))
+        hidden = projected.reshape(pixels.shape[0], rows * columns, -1) + place.reshape(
+            pixels.shape[0], rows * columns, -1
+        )
+        first = jnp.broadcast_to(class_token + positions[:, :1], (pixels.shape[0], 1, config.hidden_size))
         hidden = jnp.concatenate([first, hidden], axis=1).astype(self.dtype)
         return Dropout(config.hidden_dropout_prob)(hidden, deterministic=not train)
 
@@ -186,8 +188,8 @@ class ViltEncoder(nn.Module):
                 pixel_values, height, width, train=train
             )
             hidden = jnp.concatenate([hidden, patches + modality[1]], axis=1)
-            ones = jnp.ones((len(mask), 1), bool)
-            mask = jnp.concatenate([mask, ones, patch_mask.reshape(len(mask), -1)], axis=1)
+            ones = jnp.ones((mask.shape[0], 1), bool)
+            mask = jnp.concatenate([mask, ones, patch_mask.reshape(mask.shape[0], -1)], axis=1)
         shape, intermediates = hidden.shape, {"embeddings": hidden, "mask": mask}
         # One row per piece or patch, see BertEncoder.
         hidden = hidden.reshape(-1, shape[-1])
@@ -212,7 +214,7 @@ class ViltEncoder(nn.Module):
             )
         if pixel_values is None:
             return
-        batch, channels, size = len(input_ids), self.config.num_channels, self.config.patch_size
+        batch, channels, size = input_ids.shape[0], self.config.num_channels, self.config.patch_size
         shape = pixel_values.shape
         if len(shape) != 4 or shape[0] != batch or shape[3] != channels or shape[1] % size or shape[2] % size:
             raise ValueError(

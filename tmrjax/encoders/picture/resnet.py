@@ -253,7 +253,7 @@ class ResNetEncoder(nn.Module):
                 name = f"stage_{stage}_block_{index}"
                 x = block(config, features, stride, name=name, **settings)(x, train, mask)
             stages.append(x)
-        return PictureStates(x.reshape(len(x), -1, x.shape[-1]), x.mean((1, 2)), tuple(stages))
+        return PictureStates(x.reshape(x.shape[0], -1, x.shape[-1]), x.mean((1, 2)), tuple(stages))
 
 
 def _batch_statistics(y: Array, mask: Array | None) -> tuple[Array, Array, Array]:

@@ -180,7 +180,7 @@ class _Block(nn.Module):
         drop = Dropout(config.hidden_dropout_prob)
 
         def past(change: Array) -> Array:
-            kept = Dropout(self.drop_path)(jnp.ones((len(change), 1, 1, 1), change.dtype), deterministic=not train)
+            kept = Dropout(self.drop_path)(jnp.ones((change.shape[0], 1, 1, 1), change.dtype), deterministic=not train)
             return change * kept if train and self.drop_path else change
 
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(maps)
@@ -274,5 +274,5 @@ class SwinEncoder(nn.Module):
                 maps = block_type(config, heads, shift, float(next(rates)), self.dtype, name=name)(maps, train)
             stages.append(maps)
         tokens = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(maps)
-        tokens = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+        tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
         return PictureStates(tokens, tokens.mean(1), tuple(stages))

@@ -155,14 +155,14 @@ class PictureTransformer(nn.Module):
         grid, stages = self.config.grid, []
         for index in range(self.config.num_hidden_layers):
             hidden = self.layer(index, hidden, train=train)
-            stages.append(hidden[:, 1:].reshape(len(hidden), grid, grid, -1))
+            stages.append(hidden[:, 1:].reshape(hidden.shape[0], grid, grid, -1))
         tokens, pooled = self.read_out(hidden)
         return PictureStates(tokens, pooled, tuple(stages))
 
     def patches(self, pixels: Array) -> Array:
         """The linear map of patches by rows, without positions, in float32: [N,H,W,C] → [N,HW/p²,D], of any size."""
         projected = self.patch_embeddings(pixels)
-        return projected.reshape(len(pixels), -1, projected.shape[-1])
+        return projected.reshape(pixels.shape[0], -1, projected.shape[-1])
 
     def embed(self, pixels: Array, *, train: bool) -> Array:
         """The states before the first layer: class token, then patches by rows, [N,1+P,D]."""
@@ -173,7 +173,7 @@ class PictureTransformer(nn.Module):
                 f"{size} × {size} (image_size): set the size of preprocessing to it"
             )
         patches = self.patches(pixels)
-        first = jnp.broadcast_to(self.class_token, (len(patches), 1, patches.shape[-1]))
+        first = jnp.broadcast_to(self.class_token, (patches.shape[0], 1, patches.shape[-1]))
         hidden = jnp.concatenate([first, patches], axis=1) + self.positions
         return self.begin(hidden, train=train)
 

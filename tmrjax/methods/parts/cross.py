@@ -56,7 +56,7 @@ class CrossLayer(PostNormLayer):
         del prefix
         if shared is None:
             return jnp.zeros_like(hidden)
-        config, rows = self.config, (len(shared), -1, hidden.shape[-1])
+        config, rows = self.config, (shared.shape[0], -1, hidden.shape[-1])
         module = CrossAttention(
             config.num_attention_heads, config.attention_probs_dropout_prob, self.dtype, name="attention"
         )

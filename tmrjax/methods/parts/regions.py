@@ -23,7 +23,7 @@ class RegionTokens(nn.Module):
     @nn.compact
     def __call__(self, encoder: PictureTransformer, regions: jax.Array) -> jax.Array:
         """Pixels [B, N, S, S, C], S a multiple of the encoder's patch -> [B, N · P, D] in float32."""
-        batch = len(regions)
+        batch = regions.shape[0]
         patches = encoder.patches(regions.reshape(-1, *regions.shape[2:]))
         patches = patches.reshape(batch, -1, patches.shape[-1])
         return patches + self.param("positions", nn.initializers.normal(0.02), patches.shape[1:])

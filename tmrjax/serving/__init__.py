@@ -1,0 +1,1 @@
+"""A model as compiled programs with the preprocessing beside them, to be run without this package."""
