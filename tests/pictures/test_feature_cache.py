@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tmrjax.pictures.cache import FeatureCache, PictureRequest
+from tmrjax.pictures.cache import FeatureCache
 from tmrjax.pictures.decode import PictureError, load_picture
 from tmrjax.pictures.preprocessing import PictureSettings
+from tmrjax.pictures.requests import PictureRequest
 
 SIZE, BATCH = 8, 4
 SETTINGS = PictureSettings(SIZE, 10)
