@@ -1,4 +1,4 @@
-"""Pictures that are decoded smaller than they are: which, how much, that nothing moves, and that small ones are exact."""
+"""Pictures that are decoded smaller than they are: which, how much; nothing moves, and small ones are exact."""
 
 import dataclasses
 import io
