@@ -111,6 +111,7 @@ def evaluate(
             found = system.predict(
                 step, variables, examples, source, mesh, batch_size=size,
                 num_threads=config["data"].get("num_threads", 2),  # a converted checkpoint names none
+                num_workers=config["data"].get("num_workers", 0),
                 probabilities=predictions is not None or len(kinds) > 1, progress=progress_bar,
             )  # fmt: skip
             reports[kind] = system.report(examples, found)

@@ -56,8 +56,9 @@ def evaluate(
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
     step = estimator.score_step(mesh)
+    workers = config["data"].get("num_threads", 2), config["data"].get("num_workers", 0)  # a conversion names none
     reports = {
-        split: evaluate_split(estimator, step, variables, estimator.batches(corpus[split], size), mesh)
+        split: evaluate_split(estimator, step, variables, estimator.batches(corpus[split], size), mesh, *workers)
         for split in splits or [split for split in TESTS if split in corpus]
     }
     title = f"{corpus.info.name}, estimator trained by {config['mode']}, variant {estimator.model.variant}"

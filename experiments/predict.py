@@ -65,6 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "JSONL file to write, or - for stdout.")
     flags.DEFINE_string("root", None, "Folder that pictures' paths are relative to; the input's own unless given.")
     flags.DEFINE_integer("batch_size", 32, "Posts at a time.", lower_bound=1)
+    flags.DEFINE_integer("num_threads", 2, "Threads that make batches and decode their pictures.", lower_bound=1)
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What to do with a post that cannot be read.")
     flags.DEFINE_bool("allow_outside", False, "Let paths of pictures lead out of --root (posts that you trust).")
     flags.DEFINE_list("carry", [], "Keys to carry through although they look like a misspelt key of a post.")
@@ -99,6 +100,7 @@ def loaded(root: Path) -> tuple[Predictor, str, dict[str, Any], dict[str, Any]]:
         "windows": FLAGS.windows,
         "word_splitting": FLAGS.word_splitting,
         "joiner": FLAGS.joiner,
+        "num_threads": FLAGS.num_threads,
     }
     predictor = Predictor.load(FLAGS.workdir, **settings)
     options: dict[str, Any] = {"root": FLAGS.root or root, "carry": FLAGS.carry}

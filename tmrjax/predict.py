@@ -45,7 +45,8 @@ from tmrjax.prediction.posts import (
 from tmrjax.records.schema import NO_RELATION, DatasetInfo, Record
 from tmrjax.tasks import system_from_meta
 from tmrjax.tasks.entities import Prediction
-from tmrjax.tasks.system import System, tree_hash
+from tmrjax.tasks.sources import tree_hash
+from tmrjax.tasks.system import System
 from tmrjax.text.splitting import Word, has_run
 from tmrjax.text.tags import character_spans
 from tmrjax.training.checkpoints import CheckpointError, load_best
@@ -73,6 +74,7 @@ class Predictor:
     Attributes:
         system, meta: of the checkpoint.
         joiner: what stands between the ``tokens`` of a post in its text.
+        num_threads: that make batches and decode their pictures.
     """
 
     def __init__(
@@ -83,8 +85,9 @@ class Predictor:
         *,
         devices: int | None,
         joiner: str | None = None,
+        num_threads: int = 2,
     ):
-        self.system, self.meta = system, meta
+        self.system, self.meta, self.num_threads = system, meta, num_threads
         self.joiner = ("" if system.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
@@ -105,6 +108,7 @@ class Predictor:
         windows: bool | None = None,
         word_splitting: str | None = None,
         joiner: str | None = None,
+        num_threads: int = 2,
     ) -> Predictor:
         """The best checkpoint of a workdir with the temperature of its report, or an exported folder.
 
@@ -121,6 +125,7 @@ class Predictor:
                 training data were split unless given.
             joiner: what stands between the ``tokens`` of a post in its text; a blank, and nothing where the training
                 data were split into characters.
+            num_threads: that make batches and decode their pictures.
 
         Raises:
             CheckpointError: there is none in ``workdir``, or a file of a folder is damaged or missing.
@@ -148,7 +153,7 @@ class Predictor:
         if calibrated and meta["temperature"] is None:
             raise ValueError(f"{workdir}: no temperature was fitted; finish the run, or leave out calibrated")
         system = dataclasses.replace(system, text=text, temperature=meta["temperature"] if calibrated else 1.0)
-        return cls(system, variables, meta, devices=devices, joiner=joiner)
+        return cls(system, variables, meta, devices=devices, joiner=joiner, num_threads=num_threads)
 
     def save(self, folder: str | Path, *, dtype: str = "float32", report: Mapping | None = None, **about: Any) -> None:
         """Write this model as one folder to hand over (:mod:`tmrjax.prediction.folder`).
@@ -377,12 +382,13 @@ class Predictor:
                         failure.expected,
                         "Leave the pair out, or train with a larger data.max_pieces.",
                     )
-        pixels = self.system.pixels(options.root)
+        pixels = self.system.pixels(options.root, num_threads=self.num_threads)
         pictures = pixels and PostPictures(pixels, {post.record.id: post.pictures for post in posts.values()})
         examples = [example for _, _, example in rows]
         predictions = self.system.predict(
-            self._step, self.variables, examples, pictures, self.mesh, batch_size=batch_size, probabilities=True
-        )
+            self._step, self.variables, examples, pictures, self.mesh, batch_size=batch_size,
+            num_threads=self.num_threads, probabilities=True,
+        )  # fmt: skip
         results = {}
         for index, post in posts.items():
             failure = pictures.errors.get(post.record.id) if pictures else None

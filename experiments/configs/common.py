@@ -53,12 +53,14 @@ def base_config(task: str, name: str, method: str) -> ConfigDict:
                 "word_splitting": "auto",  # of raw text: as the training data are, or one of word_splitting.SPLITTINGS
                 "picture_size": 0,  # 0: as the encoder's preprocessor_config.json says, 224 and 256 without one
                 "picture_resize": 0,
+                "picture_reducing_gap": 2.0,  # 0: exact; pictures.preprocessing says what a large one is spared
                 "text_picture": "",  # posts of RpBERT's second task (JSONL); empty: the data set's own, if it has some
                 "feature_cache": False,  # maps of the frozen ResNet, computed once; needs model.freeze_pictures
                 "feature_cache_folder": "",  # empty: features/ inside the data set
                 "feature_cache_dtype": "float32",
-                "num_threads": 2,  # that prepare batches, in training and evaluation
-                "num_workers": 0,  # processes that prepare batches of training, 0: threads of this one
+                "pixel_cache": False,  # decoded pixels, kept in the same folder: 1.2 MB for two pictures with regions
+                "num_threads": 2,  # that prepare batches and decode their pictures, in training and evaluation
+                "num_workers": 0,  # processes that prepare batches, each with num_threads; 0: threads of this one
             },
             # folder: in Hugging Face's layout, or a hub's name; empty: the data set's own. revision: of a hub's name.
             # weights: "pretrained" or "random".

@@ -151,12 +151,13 @@ def _check_lengths(config: ConfigDict, longest: int, folder: Path) -> None:
 
 
 def picture_settings(config: ConfigDict, folder: Path) -> PictureSettings:
-    """The preprocessing that the encoder's preprocessor_config.json describes, with the sizes of the config if any."""
+    """The preprocessing that the encoder's preprocessor_config.json describes, with what the config says besides."""
     file = folder / "preprocessor_config.json"
     described = parse_json(file.read_bytes(), str(file)) if file.is_file() else None
     sizes = {"size": config.data.picture_size, "resize": config.data.picture_resize}
     return dataclasses.replace(
-        PictureSettings.from_processor(described), **{name: size for name, size in sizes.items() if size}
+        PictureSettings.from_processor(described, reducing_gap=config.data.picture_reducing_gap),
+        **{name: size for name, size in sizes.items() if size},
     )
 
 

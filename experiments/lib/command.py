@@ -206,11 +206,16 @@ def dataset_meta(dataset: Dataset) -> dict[str, Any]:
 def picture_source(
     system: System, dataset: Dataset, records: Sequence[Record], variables: Any, data: Mapping[str, Any]
 ) -> PictureSource | None:
-    """Pixels, or the feature cache where the config asks for it."""
-    if not data["feature_cache"]:
-        return system.pixels(dataset.root)
+    """Pixels, or one of the caches where the config asks for it."""
+    threads = data.get("num_threads", 2)  # a converted checkpoint names none
+    # A checkpoint from before there was a cache of pixels does not name that one either.
+    if not (data["feature_cache"] or data.get("pixel_cache")):
+        return system.pixels(dataset.root, num_threads=threads)
     folder = Path(data["feature_cache_folder"] or dataset.root / "features")
-    return system.features(dataset.root, records, jax.device_get(variables), folder, dtype=data["feature_cache_dtype"])
+    if not data["feature_cache"]:
+        return system.cached_pixels(dataset.root, records, folder, num_threads=threads)
+    values, dtype = jax.device_get(variables), data["feature_cache_dtype"]
+    return system.features(dataset.root, records, values, folder, dtype=dtype, num_threads=threads)
 
 
 def write_predictions(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +182,17 @@ def train(
     # ---- loop
     metrics, timer = Metrics(workdir, step), Timer(timing)
     compiled = Compiled(step_function, timer)
-    stream = batches.iterate(step, num_threads=num_threads, num_workers=num_workers)
+    stream = batches.iterate(
+        step, num_threads=num_threads, num_workers=num_workers, place=lambda batch: shard_batch(batch, mesh)
+    )
     silent = None if jax.process_index() == 0 else True
     bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=silent)
     timed = 0  # steps since the window of time began; a resumed window has more losses than that
-    with StopSignal() as stop, Trace(workdir / "profile", profile, step) as trace:
+    with StopSignal() as stop, Trace(workdir / "profile", profile, step) as trace, closing(stream):
         timer.restart()
         for _, (_, batch) in zip(range(step, total), timer.waits(stream), strict=False):
             trace.before(step)
-            state, values = compiled(state, shard_batch(batch, mesh))
+            state, values = compiled(state, batch)
             step += 1
             timed += 1
             pending.append(values)

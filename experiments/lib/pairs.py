@@ -42,13 +42,16 @@ def evaluate_split(
     planned: tuple[PairBatches, TextLengths],
     mesh: Mesh,
     num_threads: int = 2,
+    num_workers: int = 0,
 ) -> dict[str, Any]:
     """The report of all pairs of one split, with how many of its texts were cut.
 
     ``planned``: of :meth:`tmrjax.divergence.system.Estimator.batches`, which reads every text of the split.
     """
     batches, lengths = planned
-    scores = estimator.scores(step, variables, batches, mesh, num_threads=num_threads, progress=progress_bar)
+    scores = estimator.scores(
+        step, variables, batches, mesh, num_threads=num_threads, num_workers=num_workers, progress=progress_bar
+    )
     report = divergence_report(batches.split.index["label"], scores)
     return {**report, "texts_cut": lengths.cut, "texts_without_pieces": lengths.empty}
 
@@ -108,7 +111,10 @@ class PairExperiment:
         return {name: scores[name] for name in DEV_SCORES}
 
     def _evaluate(self, variables: Any, planned: tuple[PairBatches, TextLengths]) -> dict[str, Any]:
-        return evaluate_split(self.estimator, self.step, variables, planned, self.mesh, self.config.data.num_threads)
+        data = self.config.data
+        return evaluate_split(
+            self.estimator, self.step, variables, planned, self.mesh, data.num_threads, data.num_workers
+        )
 
     def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
         """Both tests: in the domain and out of it."""

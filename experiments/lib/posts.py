@@ -66,7 +66,8 @@ class PostExperiment:
                 second, self.pictures, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed
             )
         collator = self.system.collator(self.pictures)
-        self.batches = Batches(examples, plan, collator, jax.process_index(), jax.process_count(), further)
+        packing = self.system.packing(self.pictures, mesh, config.accumulate)
+        self.batches = Batches(examples, plan, collator, jax.process_index(), jax.process_count(), further, packing)
         self.steps, self.step = len(plan), self.system.predict_step(mesh)
         return variables
 
@@ -121,7 +122,9 @@ class PostExperiment:
 
     @property
     def _reading(self) -> dict[str, int]:
-        return {"batch_size": self.config.eval_batch_size, "num_threads": self.config.data.num_threads}
+        data = self.config.data
+        workers = {"num_threads": data.num_threads, "num_workers": data.num_workers}
+        return {"batch_size": self.config.eval_batch_size, **workers}
 
     def results(self, variables: Any, kept: dict[str, Any], workdir: Path) -> dict[str, Any]:
         """Writes the predictions of dev and test, and reports them."""

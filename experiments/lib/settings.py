@@ -36,6 +36,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.picture_size": _at_least(0),
     "data.picture_resize": _at_least(0),
     "data.picture_longest": _at_least(1),
+    "data.picture_reducing_gap": (lambda value: value == 0 or 1 <= value < math.inf, "0 (exact), or at least 1"),
     "data.feature_cache_dtype": _among("float32", "float16"),
     "data.num_threads": _at_least(1),
     "data.num_workers": _at_least(0),
@@ -88,6 +89,8 @@ def check_settings(config: ConfigDict) -> None:
         values = config.data.get(key, ())
         if any(not isinstance(value, int) or value < 3 for value in values):
             raise ValueError(f"--config.data.{key} is {tuple(values)!r}; expected whole numbers of at least 3")
+    if config.data.get("feature_cache") and config.data.get("pixel_cache"):
+        raise ValueError("data.feature_cache and data.pixel_cache keep two things of the same pictures: set one")
     model = config.model
     if model.get("freeze_pictures") and model.get("batch_norm") == "train":
         raise ValueError(

@@ -1,6 +1,9 @@
 """Batches: every post once an epoch, the same order from any position and by any number of workers, masks for gaps."""
 
+import contextlib
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from tmrjax.inputs.pieces import Pieces
 from tmrjax.inputs.scores import Scores
 from tmrjax.inputs.settings import PHRASES, TextSettings
 from tmrjax.pictures.cache import FeatureCache
+from tmrjax.pictures.decode import PictureError
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Generated, Record
 from tmrjax.text.marking import MARKERS
@@ -317,6 +321,65 @@ def test_iteration_resumes_at_any_step(batches):
         for first, second in zip(whole[start:], batches.iterate(start, num_threads=1, prefetch=1), strict=True):
             equal(first, second)
     assert list(batches.iterate(9)) == []
+
+
+def test_pictures_of_one_batch_are_decoded_side_by_side(tokenizer, root):
+    """By four threads that wait for each other; the batch is that of one thread."""
+    own = Pictures("tokens", "tokens", generated=False)
+    examples = encode([RECORDS[i % 2] for i in range(4)], tokenizer, (*TEXT, own))
+
+    class Together(PixelSource):
+        meeting = threading.Barrier(4)
+
+        def open(self, *given):
+            self.meeting.wait(timeout=60)
+            return super().open(*given)
+
+    found = collator(Together(root, own, SMALL, num_threads=4), (*TEXT, own))(examples, 10)
+    source = PixelSource(root, own, SMALL)
+    assert source.pool is None
+    expected = collator(source, (*TEXT, own))(examples, 10)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected) and expected["regions"].any()
+
+
+def test_a_source_with_threads_travels_to_worker_processes(root):
+    source = PixelSource(root, BOTH, SMALL, num_threads=3)
+    assert list(source.pool.map(abs, [-1])) == [1]
+    again = pickle.loads(pickle.dumps(source))
+    assert list(again.pool.map(abs, [-1])) == [1] and again.pool is not source.pool
+
+
+def test_the_next_batch_is_placed_before_it_is_asked_for(batches):
+    """By a thread of its own, which is two batches ahead at most; an error of it reaches whoever asks."""
+    placed, second, names = [], threading.Event(), set()
+
+    def place(batch):
+        placed.append(batch["row_mask"].sum())
+        names.add(threading.current_thread().name)
+        if len(placed) == 2:
+            second.set()
+        return batch | {"placed": len(placed)}
+
+    stream = batches.iterate(place=place)
+    _, first = next(stream)
+    assert first["placed"] == 1 and second.wait(timeout=60)
+    time.sleep(0.1)
+    assert len(placed) <= 3
+    rest = [batch["placed"] for _, batch in stream]
+    assert rest == list(range(2, len(batches) + 1)) and threading.current_thread().name not in names
+
+    def fail(batch):
+        raise PictureError("a.jpg", "x", "y", "Do z.")
+
+    with pytest.raises(PictureError):
+        next(batches.iterate(place=fail))
+
+
+def test_a_stream_that_is_left_ends_its_thread(batches):
+    with contextlib.closing(batches.iterate(place=dict)) as stream:
+        next(stream)
+        assert any(thread.name.startswith("grain-thread-prefetch") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("grain-thread-prefetch") for thread in threading.enumerate())
 
 
 def test_processes_share_a_batch_out(batches):

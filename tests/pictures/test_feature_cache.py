@@ -1,5 +1,6 @@
 """The feature cache: computed once, found again by content, whole after every interruption."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tmrjax.pictures.cache import FeatureCache, PictureRequest
-from tmrjax.pictures.decode import PictureError, load_picture
+from tmrjax.pictures import requests as requests_module
+from tmrjax.pictures.cache import FeatureCache
+from tmrjax.pictures.decode import PictureError, load_decoded, load_picture
 from tmrjax.pictures.preprocessing import PictureSettings
+from tmrjax.pictures.requests import PictureRequest
 
 SIZE, BATCH = 8, 4
 SETTINGS = PictureSettings(SIZE, 10)
@@ -372,3 +375,51 @@ def test_what_cannot_be_kept_is_named(tmp_path, requests):
     for released in (PictureSettings(SIZE, 10, missing="zeros"), PictureSettings(SIZE, 10, whole="area_bgr")):
         with pytest.raises(ValueError, match="of released weights ask for other ones"):
             build(tmp_path, requests, settings=released)
+
+
+def test_a_picture_and_its_regions_are_decoded_once(tmp_path, requests, monkeypatch):
+    """As long as they come in one chunk; in the order of requests, whole pictures before the regions, they do not."""
+    decoded, load = [], requests_module.load_decoded
+    monkeypatch.setattr(requests_module, "load_decoded", lambda path, s: decoded.append(path) or load(path, s))
+    path = requests[0].path
+    boxes = [None, (0.1, 0.2, 0.7, 0.9), (0.0, 0.0, 0.5, 0.5), (0.2, 0.2, 1.0, 1.0)]
+    asked = [PictureRequest(path, box) for box in boxes]
+    check(build(tmp_path / "cache", asked), asked)
+    assert decoded == [path]
+
+
+def test_how_small_a_picture_is_decoded_does_not_depend_on_the_chunk(tmp_path):
+    """A small region needs the whole picture, also where it is in another chunk than the picture itself."""
+    noise = np.random.default_rng(0).integers(0, 255, (99, 99, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    settings = dataclasses.replace(SETTINGS, reducing_gap=1.0)
+    boxes = [None, (0.0, 0.0, 0.9, 0.9), (0.0, 0.0, 1.0, 1.0), (0.0, 0.1, 1.0, 1.0), (0.0, 0.0, 0.1, 0.1)]
+    asked = [PictureRequest(tmp_path / "a.jpg", box) for box in boxes]
+
+    def kept(number, requests):
+        options = {"settings": settings, "keep": ("pixels",), "dtype": "uint8", "encoder_identity": {}}
+        return build(tmp_path / str(number), requests, lambda pixels: {"pixels": pixels}, **options)
+
+    together, alone = kept(0, asked), kept(1, asked[:1])
+    full = load_picture(tmp_path / "a.jpg")
+    assert np.array_equal(together[asked[0]]["pixels"], settings.whole_pixels(full))
+    small = load_decoded(tmp_path / "a.jpg", settings.shrinking([None]))
+    assert small.factor == 8 and np.array_equal(alone[asked[0]]["pixels"], settings.whole_pixels(small))
+
+
+def test_pixels_are_kept_as_bytes_and_apart_from_states(tmp_path, requests):
+    options = {"encoder_identity": {}, "keep": ("pixels",), "dtype": "uint8"}
+    cache = build(tmp_path / "cache", requests, lambda pixels: {"pixels": pixels}, **options)
+    for request in requests:
+        picture = load_picture(request.path)
+        box = request.box
+        expected = SETTINGS.whole_pixels(picture) if box is None else SETTINGS.region_pixels(picture, box)
+        found = cache[request]["pixels"]
+        assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert sum(path.stat().st_size for path in cache.folder.glob("*.maps")) == 13 * SIZE * SIZE * 3
+    assert cache.empty()["pixels"].dtype == np.uint8
+    again = build(tmp_path / "cache", requests, Encoder(stop_at=0), **options)  # nothing is missing
+    assert len(again) == 13
+    for wrong in ({"dtype": "float32"}, {"keep": ("tokens",)}, {"keep": ("pixels", "tokens")}):
+        with pytest.raises(ValueError, match="pixels, alone, are uint8"):
+            build(tmp_path / "cache", requests, **{**options, **wrong})

@@ -5,17 +5,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from PIL import Image
 
 from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
 from tmrjax.encoders.text.bert import BertConfig
+from tmrjax.inputs.collate import Batches
+from tmrjax.inputs.packing import INDEX
 from tmrjax.inputs.settings import TextSettings
 from tmrjax.models import TMRForNER
 from tmrjax.records import Record
 from tmrjax.tasks.entities import Tagger
 from tmrjax.tasks.system import PictureSettings
 from tmrjax.text.tokenizers import load_tokenizer
+from tmrjax.training.sharding import make_mesh
 
 RESNET = ResNetConfig(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1))
 RECORD = Record("1", ("hi",), tags=("O",), image="1.png")
@@ -102,3 +106,49 @@ def _has_weights(lowered, resnet):
     """Whether a constant of the program is as long as the largest kernel, written as four bytes a number."""
     largest = max(leaf.size for leaf in jax.tree.leaves(resnet))
     return any("constant" in line and len(line) > 8 * largest for line in lowered.as_text().splitlines())
+
+
+def test_cached_pixels_are_those_of_the_files_and_nothing_is_decoded_again(system, root, monkeypatch):
+    record = dataclasses.replace(RECORD, regions=((0.0, 0.0, 0.5, 1.0), (0.25, 0.25, 0.9, 0.9)))
+    expected = system.pixels(root).load(record)
+    source = system.cached_pixels(root, [record], root / "cache", progress=False)
+    monkeypatch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("it was decoded"))
+    again = system.cached_pixels(root, [record], root / "cache", progress=False)
+    assert source.spec() == system.pixels(root).spec() and source.pool is None
+    for found in (source.load(record), again.load(record)):
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_batches_are_packed_where_pixels_are_encoded_and_nowhere_else(system, root, variables):
+    mesh, pixels = make_mesh(8), system.pixels(root)
+    packing = system.packing(pixels, mesh, accumulate=2)
+    assert (packing.devices, packing.accumulate, packing.pictures) == (8, 2, system.method.pictures)
+    assert system.packing(system.cached_pixels(root, [RECORD], root / "cache", progress=False), mesh) is not None
+    states = system.features(root, [RECORD], variables, root / "cache", progress=False)
+    zeros = dataclasses.replace(system, pictures=PictureSettings(32, 36, missing="zeros"))
+    assert system.packing(states, mesh) is None is zeros.packing(zeros.pixels(root), mesh)
+
+
+def test_prediction_reads_one_batch_ahead_in_the_threads_and_processes_asked_for(system, root, monkeypatch):
+    """A batch is decoded when the next one is on its way, the last one at the end; each lies on the devices."""
+    records = [dataclasses.replace(RECORD, id=str(number)) for number in range(6)] + [Record("6", ("hi",), tags=("O",))]
+    examples, happened, asked = system.encode(records), [], {}
+    iterate = Batches.iterate
+    monkeypatch.setattr(Batches, "iterate", lambda self, **o: asked.update(o) or iterate(self, **o))
+    monkeypatch.setattr(
+        Tagger, "_decode", lambda _, output, rows, **__: happened.append(output) or dict.fromkeys(rows, 7)
+    )
+
+    def step(_, batch):
+        assert isinstance(batch["image"], jax.Array)
+        happened.append((len(happened), batch.get(INDEX) is not None))
+        return ("decoded", happened[-1][0])
+
+    found = system.predict(
+        step, {}, examples, system.pixels(root), make_mesh(1), batch_size=2, num_threads=3, num_workers=workers
+    )
+    assert found == [7] * 7 and (asked["num_threads"], asked["num_workers"]) == (3, workers)
+    steps = [number for number, one in enumerate(happened) if one[0] != "decoded"]
+    assert steps == [0, 1, 3, 5] and happened[2] == ("decoded", 0) and happened[-1] == ("decoded", 5)
+    assert [happened[number][1] for number in steps] == [True] * 4

@@ -6,6 +6,7 @@ scoring read nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -141,6 +142,7 @@ class Estimator:
         mesh: Mesh,
         *,
         num_threads: int = 2,
+        num_workers: int = 0,
         progress: Progress = lambda batches, _: batches,
     ) -> np.ndarray:
         """Scores [N,3] of every pair of a split, in its order; no pair is dropped, whatever the batch size is.
@@ -148,7 +150,11 @@ class Estimator:
         ``batches``: of one epoch, see :meth:`batches`; ``progress`` wraps their iterator, given their number.
         """
         scores = np.full((len(batches.split), len(CLASSES)), np.nan, np.float32)
-        for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
-            found = np.asarray(step(variables, shard_batch(batch, mesh)))
-            scores[indices[indices >= 0]] = found[indices >= 0]
+        stream = batches.iterate(
+            num_threads=num_threads, num_workers=num_workers, place=lambda batch: shard_batch(batch, mesh)
+        )
+        with contextlib.closing(stream):
+            for indices, batch in progress(stream, len(batches)):
+                found = np.asarray(step(variables, batch))
+                scores[indices[indices >= 0]] = found[indices >= 0]
         return scores

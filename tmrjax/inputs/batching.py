@@ -6,7 +6,7 @@ number of workers can resume from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,10 +114,21 @@ class PlannedBatches:
         size = len(indices) // self.process_count
         return indices, self.load(bucket, indices[self.process_index * size : (self.process_index + 1) * size])
 
-    def iterate(self, start: int = 0, *, num_threads: int = 2, num_workers: int = 0, prefetch: int = 4) -> Iterator:
+    def iterate(
+        self,
+        start: int = 0,
+        *,
+        num_threads: int = 2,
+        num_workers: int = 0,
+        prefetch: int = 4,
+        place: Callable[[Mapping[str, Any]], Any] | None = None,
+    ) -> Iterator:
         """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes.
 
         At least ``prefetch`` batches are prepared ahead, and as many as there are threads: each thread makes one.
+        ``place`` is what becomes of each batch, such as a copy on the devices: a thread of its own calls it, so that
+        the next batch lies there before it is asked for, and one more waits. Close the iterator where it is left
+        before its end.
         """
         import grain  # not on top: an exported folder plans its batches without it
 
@@ -125,4 +136,7 @@ class PlannedBatches:
         dataset = grain.MapDataset.source(self)[start:].to_iter_dataset(options)
         if num_workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        if place is not None:
+            placed = dataset.map(lambda found: (found[0], place(found[1])))
+            dataset = grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=1)
         return iter(dataset)

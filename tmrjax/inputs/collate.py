@@ -14,6 +14,8 @@ import numpy as np
 
 from tmrjax.inputs.base import Example, Input, Reading
 from tmrjax.inputs.batching import BatchPlan, PlannedBatches
+from tmrjax.inputs.packing import INDEX, Packing
+from tmrjax.inputs.pictures import Pictures
 from tmrjax.records import Record
 
 SECOND = "second_"  # what the keys of a second stream begin with
@@ -40,11 +42,18 @@ class Collator:
         for one in self.inputs:
             batch |= {key: _zeros(shape, rows) for key, shape in one.spec(length, self.reading).items()}
         batch["row_mask"] = np.array([example is not None for example in examples])
-        for row, example in enumerate(examples):
-            for one in self.inputs if example is not None else ():
-                for key, value in one.row(example, self.reading).items():
+        present = [(row, example) for row, example in enumerate(examples) if example is not None]
+        for one in self.inputs:
+            found = self._map_for(one)(lambda example, one=one: one.row(example, self.reading), [e for _, e in present])
+            for (row, _), values in zip(present, found, strict=True):
+                for key, value in values.items():
                     _fill(batch[key], row, value)
         return batch
+
+    def _map_for(self, one: Input) -> Callable:
+        """How the rows of an input are made: in the source's threads where pictures are decoded, else one by one."""
+        pool = self.reading.pictures.pool if isinstance(one, Pictures) else None
+        return map if pool is None else pool.map
 
 
 def _zeros(spec: Any, rows: int) -> Any:
@@ -70,7 +79,10 @@ def _fill(array: Any, row: int, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Batches(PlannedBatches):
-    """An epoch-spanning stream of batches of one process; pickles, so that grain's worker processes can build it."""
+    """An epoch-spanning stream of batches of one process; pickles, so that grain's worker processes can build it.
+
+    ``packing``: how ``picture_index`` is made; None for batches whose pictures are all encoded, or none.
+    """
 
     examples: Sequence[Any]
     plan: BatchPlan
@@ -78,10 +90,15 @@ class Batches(PlannedBatches):
     process_index: int = 0
     process_count: int = 1
     second: PlannedBatches | None = None
+    packing: Packing | None = None
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, Mapping[str, Any]]:
         """The batch of a step; with the step's batch of the second stream, if there is one, under ``second_...``."""
         indices, batch = super().__getitem__(step)
+        if self.packing is not None:
+            examples = [self.examples[i] if i >= 0 else None for i in indices]
+            index = self.packing.index(examples, self.process_index, self.process_count)
+            batch = batch if index is None else {**batch, INDEX: index}
         if self.second is None:
             return indices, batch
         _, further = self.second[int(step) % len(self.second)]

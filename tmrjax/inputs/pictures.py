@@ -8,17 +8,19 @@ made of them ahead of time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from PIL import Image
 
 from tmrjax.inputs.base import Example, Input, Reading, Spec
-from tmrjax.pictures.cache import FeatureCache, PictureRequest
-from tmrjax.pictures.decode import load_picture
+from tmrjax.pictures.cache import FeatureCache
+from tmrjax.pictures.decode import Decoded, Shrinking, load_decoded
 from tmrjax.pictures.preprocessing import PictureSettings
+from tmrjax.pictures.requests import PictureRequest
 from tmrjax.records import Record
 from tmrjax.records.schema import NUM_REGIONS, Box
 
@@ -101,9 +103,13 @@ class Pictures(Input):
 
 
 class PictureSource(Protocol):
-    """Loads the pictures of one record as arrays of a row, without masks."""
+    """Loads the pictures of one record as arrays of a row, without masks.
+
+    pool: threads that load the records of a batch side by side; None where one after the other is as fast.
+    """
 
     settings: PictureSettings
+    pool: Executor | None
 
     def spec(self) -> Spec:
         """Keys with the shape and dtype of one row."""
@@ -128,10 +134,21 @@ class PixelSource:
 
     uint8 for :meth:`tmrjax.pictures.preprocessing.PictureSettings.normalise` on the device, a quarter of what floats
     take on the way there; float32 where ``settings.as_bytes`` is False.
+
+    ``num_threads``: that decode the pictures of one batch side by side, for Pillow leaves Python's lock while it works.
+    All batches that are in the making share them.
     """
 
-    def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings):
-        self.root, self.pictures, self.settings = Path(root), pictures, settings
+    def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings, num_threads: int = 1):
+        self.root, self.pictures, self.settings, self.num_threads = Path(root), pictures, settings, num_threads
+
+    @functools.cached_property
+    def pool(self) -> Executor | None:
+        """See :class:`PictureSource`."""
+        return ThreadPoolExecutor(self.num_threads, "pictures") if self.num_threads > 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "pool"}
 
     def spec(self) -> Spec:
         """See the class."""
@@ -144,20 +161,43 @@ class PixelSource:
                 spec[f"{prefix}regions"] = ((NUM_REGIONS, *shape), kind)
         return spec
 
-    def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
+    def open(self, record: Record, prefix: str, path: Path, shrinking: Shrinking | None) -> Decoded:
         """The picture of a record as RGB."""
-        return load_picture(path)
+        return load_decoded(path, shrinking)
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """Decode each picture once, whole and in regions."""
         arrays, settings = {}, self.settings
-        for prefix, path, boxes in slots(record, self.root, self.pictures.prefixes, settings):
-            picture = self.open(record, prefix, path)
+        for prefix, path, found in slots(record, self.root, self.pictures.prefixes, settings):
+            boxes = found if self.pictures.regions else ()
+            parts = (*((None,) if self.pictures.whole else ()), *boxes)
+            if not parts:
+                continue
+            picture = self.open(record, prefix, path, settings.shrinking(parts))
             if self.pictures.whole:
                 arrays[f"{prefix}image"] = settings.whole_pixels(picture)
-            if self.pictures.regions and boxes:
+            if boxes:
                 arrays[f"{prefix}regions"] = np.stack([settings.region_pixels(picture, box) for box in boxes])
         return arrays if settings.as_bytes else normalised(arrays, settings)
+
+
+class CachedPixelSource(PixelSource):
+    """As :class:`PixelSource`, with the pixels that a cache keeps: nothing is decoded."""
+
+    def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings, cache: FeatureCache):
+        super().__init__(root, pictures, settings)
+        self.cache = cache
+
+    def load(self, record: Record) -> dict[str, np.ndarray]:
+        """Read them from the cache."""
+        arrays = {}
+        for prefix, path, boxes in slots(record, self.root, self.pictures.prefixes, self.settings):
+            if self.pictures.whole:
+                arrays[f"{prefix}image"] = self.cache[PictureRequest(path, None)]["pixels"]
+            if self.pictures.regions and boxes:
+                found = [self.cache[PictureRequest(path, box)]["pixels"] for box in boxes]
+                arrays[f"{prefix}regions"] = np.stack(found)
+        return arrays
 
 
 def normalised(
@@ -177,6 +217,8 @@ class FeatureSource:
 
     The end of a key is of FEATURE_KEYS. ``caches``: by what is kept, one of KEPT.
     """
+
+    pool: ClassVar[None] = None
 
     def __init__(self, root: Path, pictures: Pictures, settings: PictureSettings, caches: Mapping[str, FeatureCache]):
         self.root, self.pictures, self.settings, self.caches = Path(root), pictures, settings, caches
@@ -212,10 +254,10 @@ class FeatureSource:
 
 
 def picture_requests(
-    records: Sequence[Record], root: Path, pictures: Pictures, settings: PictureSettings, kept: str
+    records: Sequence[Record], root: Path, pictures: Pictures, settings: PictureSettings, kept: str | None
 ) -> list[PictureRequest]:
-    """What a FeatureSource will ask the cache of ``kept`` for."""
-    whole, regions = ((part == kept) for part in (pictures.whole, pictures.regions))
+    """What a FeatureSource will ask the cache of ``kept`` for; None: what a CachedPixelSource will ask for."""
+    whole, regions = (part == kept if kept else part is not None for part in (pictures.whole, pictures.regions))
     return [
         PictureRequest(path, box)
         for record in records

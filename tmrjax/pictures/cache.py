@@ -1,10 +1,12 @@
-"""States of a frozen picture encoder, computed once and kept: training on a laptop then costs no picture at all.
+"""What is made of pictures once and kept: states of a frozen encoder, so that training on a laptop costs no picture at
+all, or the decoded pixels, so that training with pictures decodes none.
 
 What is kept is chosen: the tokens, the pooled state, the maps of all stages
-(:class:`tmrjax.encoders.base.PictureStates`). Whole pictures and regions have a cache each, or one together where they
-keep the same. States are keyed by what they depend on: the bytes of the picture, the box, the preprocessing, the
-encoder (its weights, its config, the type it computes in). A folder holds one sub-folder per (encoder, preprocessing,
-what is kept, dtype)::
+(:class:`tmrjax.encoders.base.PictureStates`), or the uint8 pixels that the encoder would read. Whole pictures and
+regions have a cache each, or one together where they keep the same. States are keyed by what they depend on: the bytes
+of the picture, the box, the preprocessing, the encoder (its weights, its config, the type it computes in). Where
+``reducing_gap`` is not 0, pixels depend a little on which parts of a picture were asked for together; those of the
+first build are kept. A folder holds one sub-folder per (encoder, preprocessing, what is kept, dtype)::
 
     cache.json             what the cache is of, the shapes of what it keeps, a checksum of both
     shard-00000.maps       rows of raw numbers, the states of one request each, one array behind the other
@@ -26,7 +28,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,27 +40,20 @@ try:
 except ImportError:  # Windows: there, processes that build at once must differ in their shard
     fcntl = None
 
-from tmrjax.files import DataError, open_regular, parse_json, read_bytes, sha256, write_atomic
-from tmrjax.pictures.decode import PictureError, load_picture
+from tmrjax.files import DataError, parse_json, read_bytes, sha256, write_atomic
+from tmrjax.pictures.decode import PictureError
 from tmrjax.pictures.preprocessing import PictureSettings
-from tmrjax.records.schema import Box
+from tmrjax.pictures.requests import PictureRequest, RequestedPixels, bytes_of, digests_of, key_of
 
 logger = logging.getLogger(__name__)
 
-KEEP = ("tokens", "pooled", "stages")
+KEEP = ("tokens", "pooled", "stages", "pixels")
 # By name, without the axis of pictures: an array, or several of them (stages).
 States = Mapping[str, np.ndarray | tuple[np.ndarray, ...]]
 
-_DTYPES = ("float32", "float16")
+_DTYPES = ("float32", "float16", "uint8")
 _FORMAT = 3  # of the files and of what is done to pixels; part of the identity, so that older caches are left alone
 _LINE = re.compile(rb"(0|[1-9][0-9]{0,17}) ([0-9a-f]{8}) ([0-9a-f]{64}(?::[-+.,0-9e]+)?)", re.ASCII)
-
-
-class PictureRequest(NamedTuple):
-    """A picture, or the part of it inside a box (fractions)."""
-
-    path: Path
-    box: Box | None
 
 
 class FeatureCache:
@@ -85,7 +80,8 @@ class FeatureCache:
         return self._key(request) in self._rows
 
     def __getitem__(self, request: PictureRequest) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
-        """What is kept of a picture by name, as float32: tokens [P, C], pooled [C], stages as a tuple of [h, w, C_i].
+        """What is kept of a picture by name: tokens [P, C], pooled [C], stages as a tuple of [h, w, C_i], as float32;
+        pixels [S, S, 3] as uint8.
 
         Raises KeyError for what :meth:`build` was not asked for.
         """
@@ -93,11 +89,16 @@ class FeatureCache:
             row = self._rows[self._key(request)]
         except KeyError:
             raise KeyError(f"{request.path} {request.box or ''}: not in the feature cache {self.folder}") from None
-        return self._arrays(np.asarray(self._stored(row), np.float32))
+        return self._arrays(np.asarray(self._stored(row), self._given))
 
     def empty(self) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
         """Zeros in the shapes of what is kept: for a picture that is not there."""
-        return self._arrays(np.zeros(self._row_size, np.float32))
+        return self._arrays(np.zeros(self._row_size, self._given))
+
+    @property
+    def _given(self) -> str:
+        """The type of what is handed out."""
+        return "uint8" if self.dtype == "uint8" else "float32"
 
     def _arrays(self, row: np.ndarray) -> dict[str, np.ndarray | tuple[np.ndarray, ...]]:
         arrays, start = {}, 0
@@ -145,8 +146,8 @@ class FeatureCache:
     def _key(self, request: PictureRequest) -> str:
         digest = self._digests.get(request.path)
         if digest is None:
-            digest = self._digests[request.path] = sha256(_bytes_of(request.path))
-        return _key(digest, request.box)
+            digest = self._digests[request.path] = sha256(bytes_of(request.path))
+        return key_of(digest, request.box)
 
     @classmethod
     def build(
@@ -170,13 +171,14 @@ class FeatureCache:
             directory: where caches are kept, shared by all weights and sizes.
             requests: everything that will be asked for; doubles are computed once.
             encode: uint8 pixels [batch_size, size, size, 3], not normalised -> arrays [batch_size, ...] under the names
-                in ``keep``, a tuple of them for stages; other names are ignored. Always called with that shape.
+                in ``keep``, a tuple of them for stages; other names are ignored. Always called with that shape. For
+                "pixels" it hands them on.
             encoder_identity: all that the states depend on beside the pixels (hash of weights, config, type of the
                 computation), as JSON; part of the cache's identity.
             settings: how pictures become pixels; part of the identity too.
             keep: some of KEEP.
             batch_size: pictures at a time.
-            dtype: "float32", or "float16" for half the space (and states rounded to 11 bits).
+            dtype: "float32", or "float16" for half the space (and states rounded to 11 bits); "uint8" for pixels.
             progress: show a bar on a terminal.
             num_threads: that decode pictures.
             shard: file of this process; processes that build at once should differ in it, or wait for each other.
@@ -196,6 +198,8 @@ class FeatureCache:
             )
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype of a feature cache is {dtype!r}; expected one of {_DTYPES}")
+        if (dtype == "uint8") != (keep == ("pixels",)):
+            raise ValueError(f"a feature cache was asked to keep {list(keep)} as {dtype}; pixels, alone, are uint8")
         identity = {
             "format": _FORMAT,
             "encoder": dict(encoder_identity),
@@ -209,7 +213,7 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
 
         with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-            digests = _digests(list(dict.fromkeys(request.path for request in requests)), pool)
+            digests = digests_of(list(dict.fromkeys(request.path for request in requests)), pool)
             about = folder / "cache.json"
             shapes = _read_shapes(about, identity)
             if shapes is None:
@@ -222,10 +226,11 @@ class FeatureCache:
                 cache._drop_damaged(requests, pool)
                 missing = list({cache._key(request): request for request in requests if request not in cache}.items())
                 if missing:
-                    cache._append(missing, encode, pool, settings, batch_size, progress, shard)
+                    pixels = RequestedPixels(requests, settings, pool)
+                    cache._append(missing, encode, pixels, batch_size, progress, shard)
         return cache
 
-    def _append(self, missing, encode, pool, settings, batch_size, progress, shard) -> None:
+    def _append(self, missing, encode, pixels, batch_size, progress, shard) -> None:
         maps, keys = self.folder / f"shard-{shard:05d}.maps", self.folder / f"shard-{shard:05d}.keys"
         written = self._written(keys) if keys.exists() else []
         # Without half a line that a killed build left, and without what is damaged. A row that has lost its line stays
@@ -233,34 +238,22 @@ class FeatureCache:
         write_atomic(keys, b"".join(row.line() for row in written if self._rows.get(row.key) == row))
         maps.touch()
         end = maps.stat().st_size // self._row_bytes
-        faults: set[str] = set()
-
-        def pixels(request: PictureRequest) -> np.ndarray | None:
-            try:
-                picture = load_picture(request.path)
-            except PictureError as error:
-                faults.add(str(error))
-                return None
-            if request.box is None:
-                return settings.whole_pixels(picture)
-            return settings.region_pixels(picture, request.box)
-
         chunks = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+        side = pixels.settings.size
 
-        def decode(number: int) -> list[Future]:
-            chunk = chunks[number] if number < len(chunks) else []
-            return [pool.submit(pixels, request) for _, request in chunk]
+        def begin(number: int) -> Callable:
+            return pixels.begin([request for _, request in chunks[number]] if number < len(chunks) else [])
 
         bar = tqdm(total=len(missing), desc="picture features", unit="picture", disable=None if progress else True)
         with maps.open("r+b") as map_file, keys.open("ab") as key_file, bar:
             map_file.truncate(end * self._row_bytes)
             map_file.seek(0, 2)
-            pending = decode(0)
+            decoded = begin(0)
             for number, chunk in enumerate(chunks):
-                loaded = [future.result() for future in pending]
-                pending = decode(number + 1)  # the next pictures are decoded while these are encoded
+                loaded = decoded()
+                decoded = begin(number + 1)  # the next pictures are decoded while these are encoded
                 kept = [(key, array) for (key, _), array in zip(chunk, loaded, strict=True) if array is not None]
-                batch = np.zeros((batch_size, settings.size, settings.size, 3), np.uint8)
+                batch = np.zeros((batch_size, side, side, 3), np.uint8)
                 for row, (_, array) in enumerate(kept):
                     batch[row] = array
                 features = self._checked(encode(batch))[: len(kept)]
@@ -276,10 +269,10 @@ class FeatureCache:
                 self._rows |= {row.key: row for row in rows}
                 bar.update(len(chunk))
         self._maps.pop(maps, None)  # it has grown
-        if faults:
+        if faults := sorted(pixels.faults):
             raise PictureError(
                 self.folder,
-                f"{len(faults)} pictures that cannot be read:\n  " + "\n  ".join(sorted(faults)),
+                f"{len(faults)} pictures that cannot be read:\n  " + "\n  ".join(faults),
                 "pictures",
                 "Replace them, or set their records' image to null.",
             )
@@ -294,7 +287,7 @@ class FeatureCache:
                 "does this encoder have another identity?"
             )
         parts = [np.asarray(part) for value in states.values() for part in _several(value)]
-        rows = np.concatenate([part.reshape(len(part), -1).astype(np.float32) for part in parts], axis=1)
+        rows = np.concatenate([part.reshape(len(part), -1).astype(self._given) for part in parts], axis=1)
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(rows.astype(self.dtype))
         if not np.isfinite(stored).all():
@@ -335,10 +328,6 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _key(digest: str, box: Box | None) -> str:
-    return digest if box is None else f"{digest}:{','.join(f'{side:.9g}' for side in box)}"
-
-
 class _Row(NamedTuple):
     """Where the states of a request lie, and the checksum that they were written with."""
 
@@ -377,27 +366,3 @@ def _read_shapes(about: Path, identity: Mapping[str, Any]) -> dict[str, Any] | N
 
 def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        with open_regular(path) as stream:
-            return stream.read()
-    except OSError as error:
-        raise PictureError(path, f"a file that cannot be read ({error.strerror})", "a picture", "Restore it.") from None
-
-
-def _digests(paths: Sequence[Path], pool: ThreadPoolExecutor) -> dict[Path, str]:
-    def digest(path: Path) -> tuple[Path, str | DataError]:
-        try:
-            return path, sha256(_bytes_of(path))
-        except DataError as error:
-            return path, error
-
-    found = dict(pool.map(digest, paths))
-    faults = [str(error) for error in found.values() if isinstance(error, DataError)]
-    if faults:
-        raise PictureError(
-            paths[0].parent, "pictures that cannot be read:\n  " + "\n  ".join(faults), "pictures", "Restore them."
-        )
-    return found

@@ -3,12 +3,18 @@
 A picture that cannot be read is an error with its name, never a black square. What a format can do beyond plain RGB is
 decided here, once: EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits,
 CMYK and palettes become RGB, of an animation the first frame is taken.
+
+The decoder of JPEG can scale by 1/2, 1/4 or 1/8 while it decodes, which costs less than the whole picture. Whoever
+needs less than the whole says so (:data:`Shrinking`) and gets a :class:`Decoded`, which knows where a pixel of the file
+has gone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -26,25 +32,72 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
+# Width and height of the upright picture -> 1, 2, 4 or 8: the decoder may make it so many times smaller.
+Shrinking = Callable[[tuple[int, int]], int]
+_ORIENTATION = 0x0112  # of EXIF
+# Orientations by what being upright does: it exchanges the sides, its left edge was a right or lower one, its upper
+# edge was a lower or right one.
+_EXCHANGED, _MIRRORED, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+
 
 class PictureError(DataError):
     """A picture file that is missing, damaged, too large or of an unknown kind."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """An RGB picture, upright, that the decoder may have made smaller.
+
+    Attributes:
+        pixels: the picture.
+        size: width and height of the whole picture, upright.
+        factor: how many times smaller ``pixels`` is, each side rounded up.
+        before: how much of what the rounding added lies left of and above the picture, in pixels of ``pixels``. A
+            decoder adds it at the right and below, which is elsewhere once the picture stands upright.
+    """
+
+    pixels: Image.Image
+    size: tuple[int, int]
+    factor: int = 1
+    before: tuple[float, float] = (0.0, 0.0)
+
+    def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box in pixels of the whole picture as one in ``pixels``."""
+        (left, top), factor = self.before, self.factor
+        right, bottom = left + box[2] / factor, top + box[3] / factor
+        left, top = left + box[0] / factor, top + box[1] / factor
+        return left, top, min(right, self.pixels.width), min(bottom, self.pixels.height)
+
+
+def whole(picture: Image.Image) -> Decoded:
+    """An RGB picture that is as large as it was in its file."""
+    return Decoded(picture, picture.size)
+
+
 def load_picture(path: str | os.PathLike) -> Image.Image:
     """The picture as RGB, upright. Raises :class:`PictureError` naming the file, which must be a regular one."""
+    return load_decoded(path, None).pixels
+
+
+def decode_picture(data: bytes, name: str | os.PathLike) -> Image.Image:
+    """As :func:`load_picture`, from the bytes of a picture file; `name` is what an error calls them."""
+    return _load(io.BytesIO(data), name, None).pixels
+
+
+def load_decoded(path: str | os.PathLike, shrinking: Shrinking | None) -> Decoded:
+    """As :func:`load_picture`; a JPEG may come as many times smaller as ``shrinking`` says, None is the whole."""
     try:
         with open_regular(path) as file:
-            return _load(file, path)
+            return _load(file, path, shrinking)
     except FileNotFoundError:
         raise PictureError(path, "no such file", "a picture", "Correct the path, or write null for it.") from None
     except OSError as error:
         raise PictureError(path, error.strerror or str(error), "a readable file", "Correct the path.") from None
 
 
-def decode_picture(data: bytes, name: str | os.PathLike) -> Image.Image:
-    """As :func:`load_picture`, from the bytes of a picture file; `name` is what an error calls them."""
-    return _load(io.BytesIO(data), name)
+def decode_decoded(data: bytes, name: str | os.PathLike, shrinking: Shrinking | None) -> Decoded:
+    """As :func:`load_decoded`, from the bytes of a picture file; `name` is what an error calls them."""
+    return _load(io.BytesIO(data), name, shrinking)
 
 
 def upright_rgb(picture: Image.Image, name: str | os.PathLike) -> Image.Image:
@@ -60,13 +113,24 @@ def upright_rgb(picture: Image.Image, name: str | os.PathLike) -> Image.Image:
         raise PictureError(name, f"a damaged picture ({error})", "a whole one", "Download it again.") from None
 
 
-def _load(file: BinaryIO, name: str | os.PathLike) -> Image.Image:
+def _load(file: BinaryIO, name: str | os.PathLike, shrinking: Shrinking | None) -> Decoded:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+            if shrinking is None or picture.format not in ("JPEG", "MPO"):
+                picture.load()
+                return whole(_to_rgb(ImageOps.exif_transpose(picture), name))
+            size, orientation = picture.size, picture.getexif().get(_ORIENTATION, 1)
+            upright = size[::-1] if orientation in _EXCHANGED else size
+            wanted = shrinking(upright)
+            picture.draft(None, tuple(max(side // wanted, 1) for side in size))
+            factor = next(f for f in (1, 2, 4, 8) if tuple(-(-side // f) for side in size) == picture.size)
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture), name)
+            pixels = _to_rgb(ImageOps.exif_transpose(picture), name)
+            added = [side - all_of_it / factor for side, all_of_it in zip(pixels.size, upright, strict=True)]
+            before = (added[0] * (orientation in _MIRRORED), added[1] * (orientation in _UPSIDE_DOWN))
+            return Decoded(pixels, upright, factor, before)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:

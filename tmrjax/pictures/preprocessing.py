@@ -19,13 +19,19 @@ without an error. A picture becomes a square by one of these ways:
 =============== ============================================================ ==========================================
 
 Pixels travel as bytes and are normalised where they are used: (x · rescale − mean) / std.
+
+``reducing_gap`` trades exactness for speed, in Pillow's terms: a part of a picture may be reduced by whole factors
+before it is resized, as long as it keeps ``reducing_gap`` times the pixels of the result in each direction. A JPEG is
+reduced while it is decoded, by 1/2, 1/4 or 1/8, as far as the whole picture and each of its regions allow; what
+remains is averaged over blocks. With 2, a part that is less than four times as large as the result is read exactly.
+``benchmarks/input_pipeline.py`` counts the values that come within one level of the exact ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -34,6 +40,7 @@ import numpy as np
 from PIL import Image
 
 from tmrjax.pictures.area import area_resized
+from tmrjax.pictures.decode import Decoded, Shrinking, whole
 from tmrjax.records.schema import Box
 
 # What torchvision's and Hugging Face's ResNets were trained with, and OpenAI's CLIP.
@@ -45,6 +52,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHOLE = ("crop", "processor", "squash", "torchvision", "area_bgr")
 REGIONS = ("stretch", "torchvision")
 MISSING = ("mask", "zeros")
+Part = tuple[float, float, float, float]  # left, upper, right and lower edge in pixels
 # In the order of Pillow's codes, which preprocessor_config.json writes.
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
@@ -79,9 +87,11 @@ class PictureSettings:
         resample: one of RESAMPLE, the filter of every way but ``area_bgr``; antialiased as Pillow's are.
         rescale: what a byte is multiplied with.
         mean, std: of the three channels, after ``rescale``.
+        reducing_gap: 0 decodes every picture whole and resizes it in one go; at least 1 is faster, see the module.
 
     Raises:
-        ValueError: an unknown way, ``resize`` below ``size``, or numbers that cannot normalise three channels.
+        ValueError: an unknown way, ``resize`` below ``size``, numbers that cannot normalise three channels, or a
+            ``reducing_gap`` that the way does not have.
     """
 
     size: int = 224
@@ -94,6 +104,7 @@ class PictureSettings:
     rescale: float = 1 / 255
     mean: tuple[float, float, float] = IMAGE_MEAN
     std: tuple[float, float, float] = IMAGE_STD
+    reducing_gap: float = 0.0
 
     def __post_init__(self):
         for name in ("mean", "std"):  # JSON has lists; the settings are hashed
@@ -107,6 +118,10 @@ class PictureSettings:
             raise ValueError(
                 f"pictures are resized to {self.resize} and cropped to {self.size}: the first must not be smaller"
             )
+        if self.reducing_gap and not 1 <= self.reducing_gap < math.inf:
+            raise ValueError(f"pictures.reducing_gap is {self.reducing_gap}; expected 0 (exact), or at least 1")
+        if self.reducing_gap and self.whole == "area_bgr":
+            raise ValueError("pictures.reducing_gap is for filters of Pillow; whole='area_bgr' is exact: set it to 0")
         for name, least in (("mean", -math.inf), ("std", 0), ("rescale", 0)):
             value = getattr(self, name)
             numbers, count = (value, 3) if name in ("mean", "std") else ((value,), 1)
@@ -141,19 +156,63 @@ class PictureSettings:
     def of_pixels(self) -> dict[str, Any]:
         """The fields that the pixels of a picture and of a region depend on, as JSON: the identity of a cache."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in ("missing", "generated_regions")}
+        unread = ("missing", "generated_regions", *(() if self.reducing_gap else ("reducing_gap",)))
+        return {name: value for name, value in fields.items() if name not in unread}
 
-    def whole_pixels(self, picture: Image.Image) -> np.ndarray:
+    def shrinking(self, boxes: Sequence[Box | None]) -> Shrinking | None:
+        """How much smaller a picture may be decoded of which these boxes are read, None for the whole picture.
+
+        None where it must not be smaller.
+        """
+        if not self.reducing_gap:
+            return None
+
+        def factor(size: tuple[int, int]) -> int:
+            parts = [self._whole_part(size) if box is None else self._region_part(size, box) for box in boxes]
+            least = min((min(part[2] - part[0], part[3] - part[1]) for part in parts), default=0) / self.size
+            return next((f for f in (8, 4, 2) if least >= f * self.reducing_gap), 1)
+
+        return factor
+
+    def whole_pixels(self, picture: Image.Image | Decoded) -> np.ndarray:
         """An RGB picture as uint8 [size, size, 3]."""
+        picture = picture if isinstance(picture, Decoded) else whole(picture)
+        part = self._whole_part(picture.size)
+        if self._reduces(picture, part):
+            return self._reduced(picture, part)
         if self.whole == "area_bgr":
-            return area_resized(np.asarray(picture)[..., ::-1], self.size)
-        return square_of(picture, self.size, self.resize, self.whole, self.resample)
+            return area_resized(np.asarray(picture.pixels)[..., ::-1], self.size)
+        return square_of(picture.pixels, self.size, self.resize, self.whole, self.resample)
 
-    def region_pixels(self, picture: Image.Image, box: Box) -> np.ndarray:
+    def region_pixels(self, picture: Image.Image | Decoded, box: Box) -> np.ndarray:
         """The part of an RGB picture inside ``box`` (fractions of width and height) as uint8 [size, size, 3]."""
+        picture = picture if isinstance(picture, Decoded) else whole(picture)
+        part = self._region_part(picture.size, box)
+        if self._reduces(picture, part):
+            return self._reduced(picture, part)
         if self.regions == "torchvision":
-            return square_of(cropped(picture, box), self.size, self.resize, "torchvision", self.resample)
-        return stretched(picture, box, self.size, self.resample)
+            return square_of(cropped(picture.pixels, box), self.size, self.resize, "torchvision", self.resample)
+        return stretched(picture.pixels, box, self.size, self.resample)
+
+    def _whole_part(self, size: tuple[int, int]) -> Part:
+        return square_part(size, self.size, self.resize, self.whole)
+
+    def _region_part(self, size: tuple[int, int], box: Box) -> Part:
+        if self.regions == "stretch":
+            return touched(size, box)
+        left, top, right, bottom = rounded(size, box)
+        inside = square_part((right - left, bottom - top), self.size, self.resize, "torchvision")
+        return left + inside[0], top + inside[1], left + inside[2], top + inside[3]
+
+    def _reduces(self, picture: Decoded, part: Part) -> bool:
+        """Whether a part is read otherwise than exactly: of a smaller decode, or averaged over blocks first."""
+        longer = max(part[2] - part[0], part[3] - part[1]) / self.size
+        return picture.factor > 1 or (self.reducing_gap > 0 and longer >= 2 * self.reducing_gap)
+
+    def _reduced(self, picture: Decoded, part: Part) -> np.ndarray:
+        """A part in pixels of the whole picture as uint8 [size, size, 3]."""
+        size, box = (self.size, self.size), picture.box(part)
+        return np.asarray(picture.pixels.resize(size, _filter(self.resample), box, self.reducing_gap or None))
 
     def normalise(self, pixels: np.ndarray | jax.Array, *, whole: bool = False) -> np.ndarray | jax.Array:
         """Bytes as float32: (x · rescale − mean) / std per channel. Floats are normalised already and pass through.
@@ -246,6 +305,31 @@ def _resized(size: Any, side: str) -> tuple[int, str]:
     return size, "processor" if side == "shortest" else "squash"
 
 
+def square_part(size: tuple[int, int], side: int, resize: int, way: str) -> Part:
+    """What of a picture of this width and height the way reads, in its pixels; ``way`` as for :func:`square_of`."""
+    width, height = _resized_sides(size, resize, way)
+    left, top = _corner(width, height, side, way)
+    across, down = size[0] / width, size[1] / height
+    return left * across, top * down, (left + side) * across, (top + side) * down
+
+
+def _resized_sides(size: tuple[int, int], resize: int, way: str) -> tuple[int, int]:
+    shorter = min(size)
+    if way in ("squash", "area_bgr"):
+        return resize, resize
+    if way == "crop":
+        width, height = (max(resize, round(side * (resize / shorter))) for side in size)
+    else:
+        width, height = (int(resize * side / shorter) for side in size)
+    return width, height
+
+
+def _corner(width: int, height: int, size: int, way: str) -> tuple[int, int]:
+    if way == "torchvision":
+        return round((width - size) / 2), round((height - size) / 2)
+    return (width - size) // 2, (height - size) // 2
+
+
 def square_of(
     picture: Image.Image, size: int, resize: int, way: str = "crop", resample: str = "bilinear"
 ) -> np.ndarray:
@@ -255,25 +339,15 @@ def square_of(
     """
     if resize < size:
         raise ValueError(f"pictures are resized to {resize} and cropped to {size}: the first must not be smaller")
-    shorter = min(picture.size)
-    if way == "squash":
-        width = height = resize
-    elif way == "crop":
-        width, height = (max(resize, round(side * (resize / shorter))) for side in picture.size)
-    else:
-        width, height = (int(resize * side / shorter) for side in picture.size)
-    if way == "torchvision":
-        left, top = round((width - size) / 2), round((height - size) / 2)
-    else:
-        left, top = (width - size) // 2, (height - size) // 2
+    width, height = _resized_sides(picture.size, resize, way)
     if way in ("processor", "squash") and max(width, height) <= _MOST_PROCESSED * resize:
         # The very pixels of transformers: Pillow rounds after each of two passes, whose order it chooses by the sizes.
-        whole = picture.resize((width, height), _filter(resample))
-        return np.asarray(whole.crop((left, top, left + size, top + size)))
+        left, top = _corner(width, height, size, way)
+        resized = picture.resize((width, height), _filter(resample))
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
     # The crop in coordinates of the source: what resizing the whole picture and cropping it then gives up to rounding,
     # but a picture of 1 x 20,000 would take gigabytes on that way.
-    across, down = picture.width / width, picture.height / height
-    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    box = square_part(picture.size, size, resize, way)
     return np.asarray(picture.resize((size, size), _filter(resample), box=box))
 
 
@@ -282,21 +356,30 @@ def stretched(picture: Image.Image, box: Box, size: int, resample: str = "biline
 
     Returns uint8 [size, size, 3]; a box that is thinner than a pixel gets the pixels that it touches.
     """
-    width, height = picture.size
+    return np.asarray(picture.crop(touched(picture.size, box)).resize((size, size), _filter(resample)))
+
+
+def touched(size: tuple[int, int], box: Box) -> Part:
+    """The pixels of a picture of this width and height that ``box`` (fractions) touches, one at least."""
+    width, height = size
     left, top = math.floor(box[0] * width), math.floor(box[1] * height)
     right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
     left, top = min(left, width - 1), min(top, height - 1)
-    region = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    return np.asarray(region.resize((size, size), _filter(resample)))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def cropped(picture: Image.Image, box: Box) -> Image.Image:
-    """The part of a picture inside ``box``, at rounded pixels as ``Image.crop`` takes them, one pixel at least."""
-    width, height = picture.size
+def rounded(size: tuple[int, int], box: Box) -> Part:
+    """As :func:`touched`, at rounded pixels as ``Image.crop`` takes them."""
+    width, height = size
     left, right = (round(fraction * width) for fraction in box[::2])
     top, bottom = (round(fraction * height) for fraction in box[1::2])
     left, top = min(left, width - 1), min(top, height - 1)
-    return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def cropped(picture: Image.Image, box: Box) -> Image.Image:
+    """The part of a picture inside ``box``, at rounded pixels, one pixel at least."""
+    return picture.crop(rounded(picture.size, box))
 
 
 def _filter(resample: str) -> Image.Resampling:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tmrjax.files import DataError
 from tmrjax.inputs.pictures import PixelSource
-from tmrjax.pictures.decode import PictureError, decode_picture, load_picture, upright_rgb
+from tmrjax.pictures.decode import Decoded, PictureError, Shrinking, decode_decoded, load_decoded, upright_rgb, whole
 from tmrjax.records.schema import DatasetInfo, Generated, Record, RecordChecker, Span
 from tmrjax.text.splitting import Word, join_words, split_words
 
@@ -277,23 +277,23 @@ class PostPictures(PixelSource):
     """
 
     def __init__(self, source: PixelSource, given: Mapping[str, Mapping[str, Any]]):
-        super().__init__(source.root, source.pictures, source.settings)
+        super().__init__(source.root, source.pictures, source.settings, source.num_threads)
         self.given = given
         self.errors: dict[str, DataError] = {}
 
-    def open(self, record: Record, prefix: str, path: Path) -> Image.Image:
+    def open(self, record: Record, prefix: str, path: Path, shrinking: Shrinking | None) -> Decoded:
         """The picture of a record as RGB, upright."""
         picture, name = self.given.get(record.id, {}).get(prefix), f"{record.id}, '{prefix}image'"
         if isinstance(picture, Image.Image):
-            return upright_rgb(picture, name)
+            return whole(upright_rgb(picture, name))
         if isinstance(picture, bytes):
-            return decode_picture(picture, name)
+            return decode_decoded(picture, name, shrinking)
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
                 found = f"an array {picture.dtype} {list(picture.shape)}"
                 raise PictureError(name, found, "uint8 [height, width, 3]", "Convert it.")
-            return upright_rgb(Image.fromarray(picture), name)
-        return load_picture(path)
+            return whole(upright_rgb(Image.fromarray(picture), name))
+        return load_decoded(path, shrinking)
 
     def load(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of one record; none where a picture cannot be read."""

@@ -8,33 +8,31 @@ prediction read nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tmrjax.encoders.open import parameter_name, picture_encoder
 from tmrjax.files import DataError
 from tmrjax.inputs.base import Example, Input, Reading, TextInput, encode_records
 from tmrjax.inputs.batching import BatchPlan
 from tmrjax.inputs.collate import SECOND, Batches, Collator
 from tmrjax.inputs.lost import say_what_is_lost
-from tmrjax.inputs.pictures import FeatureSource, PictureSource, PixelSource, normalised, picture_requests
+from tmrjax.inputs.pictures import PictureSource, normalised
 from tmrjax.inputs.settings import TextSettings
 from tmrjax.methods import name_of
 from tmrjax.methods.base import Method, method_to_dict
-from tmrjax.pictures.cache import FeatureCache
 from tmrjax.pictures.preprocessing import PictureSettings
 from tmrjax.records import Record
 from tmrjax.tasks.calibration import log_loss, outcomes
 from tmrjax.tasks.meta import fields_from_meta, method_meta
+from tmrjax.tasks.sources import PictureSources
 from tmrjax.text.tokenizers import tokenizer_to_json
 from tmrjax.training.sharding import shard_batch
 from tmrjax.training.step import Head, Loss, make_loss, make_predict_step
@@ -45,7 +43,7 @@ TEMPERATURES = tuple(2 ** (step / 6) for step in range(-12, 13))
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
+class System(PictureSources):
     """See the module. The methods that raise NotImplementedError here are the task's.
 
     Attributes:
@@ -196,86 +194,9 @@ class System:
                 "Prepare them, or take another method with --config.method.",
             )  # fmt: skip
 
-    def pixels(self, root: Path) -> PictureSource | None:
-        """Pictures below ``root`` as pixels; None for a method that reads text only."""
-        if self.method.pictures is None:
-            return None
-        if self.method.picture is None:
-            raise ValueError(
-                "this model has no picture encoder, so it cannot read pictures: hand it features through model.apply, "
-                "or convert a state dict that holds one"
-            )
-        return PixelSource(root, self.method.pictures, self.pictures)
-
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as the method takes it: uint8 pixels are normalised, which is left for the device."""
         return normalised(batch, self.pictures, ("", "generated_", SECOND))
-
-    def picture_states(self, kept: Sequence[str]) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
-        """The compiled picture encoder: its variables, uint8 pixels [N, S, S, 3] -> what is kept by name, float32.
-
-        ``kept``: some of "tokens", "pooled", "stages". The variables are an argument. Weights that a function closes
-        over would be written into its program.
-        """
-        module = picture_encoder(self.method.picture, dtype=self.method.dtype)
-
-        @jax.jit
-        def encode(variables, pixels):
-            states = module.apply(variables, self.pictures.normalise(pixels), train=False)
-            return jax.tree.map(lambda state: state.astype(jnp.float32), {name: getattr(states, name) for name in kept})
-
-        return encode
-
-    def features(
-        self,
-        root: Path,
-        records: Sequence[Record],
-        variables: Mapping[str, Any],
-        directory: Path,
-        *,
-        dtype: str = "float32",
-        progress: bool = True,
-    ) -> PictureSource | None:
-        """Pictures below ``root`` as states of the frozen encoder, computed once and kept in ``directory``."""
-        pictures = self.method.pictures
-        if pictures is None:
-            return None
-        if "pixels" in pictures.parts.values():
-            raise ValueError(
-                f"the method {name_of(self.method)} reads pictures inside of its encoder, so their states cannot "
-                "be kept: set --config.data.feature_cache=False"
-            )
-        if not self.pictures.as_bytes or self.pictures.whole == "area_bgr":
-            raise ValueError(
-                "this checkpoint reads its pictures as the released code does, and the feature cache cannot: set "
-                "data.feature_cache=False"
-            )
-        name = parameter_name(self.method.picture)
-        encoder = {
-            collection: variables[collection]["picture_encoder"][name]
-            for collection in ("params", "batch_stats")
-            if "picture_encoder" in variables.get(collection, {})
-        }
-        identity = {
-            "weights": tree_hash(encoder),
-            "config": self.method.picture.to_dict(),
-            "dtype": jnp.dtype(self.method.dtype).name,
-        }
-        kinds, caches = tuple(dict.fromkeys(pictures.parts.values())), {}
-        encode = self.picture_states(kinds)
-        for kept in kinds:
-            caches[kept] = FeatureCache.build(
-                directory,
-                picture_requests(records, root, pictures, self.pictures, kept),
-                lambda pixels, kept=kept: {kept: jax.device_get(encode(encoder, pixels)[kept])},
-                keep=(kept,),
-                encoder_identity=identity,
-                settings=self.pictures,
-                dtype=dtype,
-                progress=progress,
-                shard=jax.process_index(),
-            )
-        return FeatureSource(root, pictures, self.pictures, caches)
 
     def dummy_batch(self) -> dict[str, Any]:
         """One row with every key in its right shape, pictures as pixels: to initialise or trace the method with."""
@@ -310,6 +231,7 @@ class System:
         *,
         batch_size: int,
         num_threads: int = 2,
+        num_workers: int = 0,
         probabilities: bool = False,
         progress: Callable[[Iterator, int], Iterator] = lambda batches, _: batches,
     ) -> list[list[Any]]:
@@ -317,7 +239,10 @@ class System:
 
         A post that is read in windows becomes several rows; its prediction is made of all of them together.
         ``views``: systems that differ from this one by how they decode; posts are read once for all, each has its list
-        of predictions. ``progress`` wraps the iterator of batches, given their number.
+        of predictions. ``progress`` wraps the iterator of batches, given their number. ``num_threads``,
+        ``num_workers``: see :meth:`tmrjax.inputs.batching.PlannedBatches.iterate`.
+
+        A batch is decoded after the next one has been handed to the devices, which so never wait for the host.
         """
         results: list[list[Any]] = [[None] * len(examples) for _ in views]
         if not examples:
@@ -335,9 +260,12 @@ class System:
                     found[owner_of[row]] = prediction
 
         plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
-        batches = Batches(rows, plan, self.collator(pictures), jax.process_index(), jax.process_count())
-        for indices, batch in progress(batches.iterate(num_threads=num_threads), len(batches)):
-            output = step(variables, shard_batch(batch, mesh))
+        packing = self.packing(pictures, mesh)
+        batches = Batches(
+            rows, plan, self.collator(pictures), jax.process_index(), jax.process_count(), packing=packing
+        )
+
+        def finish(indices: np.ndarray, output: Any) -> None:
             present = {row: index for row, index in enumerate(indices) if index >= 0}
             whole = {row: rows[index] for row, index in present.items() if len(waiting[owners[index][0]]) == 1}
             decode(output, whole, {row: owners[present[row]][0] for row in whole})
@@ -348,6 +276,18 @@ class System:
                 if all(part is not None for part in waiting[owner]):
                     joined, waiting[owner] = self._joined(output, waiting[owner]), [None] * len(waiting[owner])
                     decode(joined, {0: examples[owner]}, {0: owner})
+
+        stream = batches.iterate(
+            num_threads=num_threads, num_workers=num_workers, place=lambda batch: shard_batch(batch, mesh)
+        )
+        late = None
+        with contextlib.closing(stream):
+            for indices, batch in progress(stream, len(batches)):
+                output = step(variables, batch)
+                if late is not None:
+                    finish(*late)
+                late = indices, output
+        finish(*late)
         return results
 
     def fit_temperature(
@@ -364,13 +304,3 @@ class System:
         if not len(answers[1.0][0]):
             return 1.0, at
         return min(TEMPERATURES, key=lambda one: log_loss(*answers[one])), at
-
-
-def tree_hash(tree: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and values of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 
 from tmrjax.encoders.base import PictureConfig, PictureStates
 from tmrjax.encoders.open import parameter_name, picture_encoder
+from tmrjax.inputs.packing import INDEX
 from tmrjax.inputs.pictures import FEATURE_KEYS, Pictures
 
 
 class PictureReader(nn.Module):
     """States of all pictures of a post, from pixels or handed in as features.
 
-    A masked picture is replaced before anything is computed from it: its content, be it NaN, has no influence.
+    A masked picture is replaced before anything is computed from it: its content, be it NaN, has no influence. Of a
+    batch with ``picture_index`` (:mod:`tmrjax.inputs.packing`) only the pictures that are there are encoded.
     """
 
     config: PictureConfig | None
@@ -54,10 +56,14 @@ class PictureReader(nn.Module):
                         )
                     pixels[name] = _masked(batch[pixel_key], masks[name], self.dtype)
         if pixels:
-            found |= self._encode(pixels, masks, pictures, train)
+            # An index counts the slots of all parts, so that none of them may have come as features.
+            index = batch.get(INDEX) if len(pixels) == len(masks) else None
+            found |= self._encode(pixels, masks, pictures, index, train)
         return jax.lax.stop_gradient(found) if self.frozen else found
 
-    def _encode(self, pixels: dict, masks: dict, pictures: Pictures, train: bool) -> dict[str, Any]:
+    def _encode(
+        self, pixels: dict, masks: dict, pictures: Pictures, index: jax.Array | None, train: bool
+    ) -> dict[str, Any]:
         """One call for all pictures; post-major, so that a batch sharded over devices stays where it is."""
         if self.config is None:
             raise ValueError(
@@ -72,12 +78,18 @@ class PictureReader(nn.Module):
             self.config, dtype=self.dtype, batch_norm=self.batch_norm, remat=self.remat,
             name=parameter_name(self.config),
         )  # fmt: skip
-        states: PictureStates = encoder(stacked.reshape(-1, *stacked.shape[2:]), train=train, mask=present.reshape(-1))
+        flat, there = stacked.reshape(-1, *stacked.shape[2:]), present.reshape(-1)
+        if index is None:
+            states: PictureStates = encoder(flat, train=train, mask=there)
+        else:
+            packed, filled = _packed(flat, index)
+            states = encoder(packed, train=train, mask=filled)
         found, start = {}, 0
         for name, slot in slots.items():
             kept = pictures.parts["region" if name.endswith("region") else "image"]
 
             def of_this_picture(encoded, slot=slot, name=name, start=start):
+                encoded = encoded if index is None else _unpacked(encoded, there, index)
                 encoded = encoded.reshape(batch_size, count, *encoded.shape[1:])[:, start : start + counts[name]]
                 # A bias of the encoder must not speak for a picture that is not there.
                 encoded = _masked(encoded, slot, encoded.dtype)
@@ -86,6 +98,21 @@ class PictureReader(nn.Module):
             found[name] = jax.tree.map(of_this_picture, getattr(states, kept))
             start += counts[name]
         return found
+
+
+def _packed(pictures: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The pictures [N, ...] at the places of index [groups, K] as [groups · K, ...], and which of them are some."""
+    grouped = pictures.reshape(len(index), -1, *pictures.shape[1:])
+    taken = jax.vmap(lambda rows, places: rows.at[places].get(mode="fill", fill_value=0))(grouped, index)
+    return taken.reshape(-1, *pictures.shape[1:]), (index < grouped.shape[1]).reshape(-1)
+
+
+def _unpacked(states: jax.Array, there: jax.Array, index: jax.Array) -> jax.Array:
+    """The inverse of :func:`_packed` for states: [N, ...]; anything where ``there`` [N] is False."""
+    groups, size = index.shape
+    place = jnp.clip(jnp.cumsum(there.reshape(groups, -1), axis=1) - 1, 0, size - 1)
+    grouped = states.reshape(groups, size, *states.shape[1:])
+    return jax.vmap(lambda rows, places: rows[places])(grouped, place).reshape(-1, *states.shape[1:])
 
 
 def _masked(content: Any, mask: jax.Array, dtype: jnp.dtype) -> Any:
