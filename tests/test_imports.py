@@ -27,6 +27,7 @@ ROOMS = (
     "tmrjax.convert",
     "tmrjax.prediction",
     "tmrjax.predict",
+    "tmrjax.explain",
 )
 # What a package may import of the others; nothing imports a test.
 MAY_IMPORT = {

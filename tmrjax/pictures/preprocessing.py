@@ -149,6 +149,14 @@ class PictureSettings:
             return area_resized(np.asarray(picture)[..., ::-1], self.size)
         return square_of(picture, self.size, self.resize, self.whole, self.resample)
 
+    def seen(self, width: int, height: int) -> Box:
+        """The part of a whole picture of this size that :meth:`whole_pixels` shows, in fractions of both sides."""
+        if self.whole == "area_bgr":
+            return 0.0, 0.0, 1.0, 1.0
+        whole_width, whole_height, left, top = _placed((width, height), self.size, self.resize, self.whole)
+        right, bottom = left + self.size, top + self.size
+        return left / whole_width, top / whole_height, right / whole_width, bottom / whole_height
+
     def region_pixels(self, picture: Image.Image, box: Box) -> np.ndarray:
         """The part of an RGB picture inside ``box`` (fractions of width and height) as uint8 [size, size, 3]."""
         if self.regions == "torchvision":
@@ -255,17 +263,7 @@ def square_of(
     """
     if resize < size:
         raise ValueError(f"pictures are resized to {resize} and cropped to {size}: the first must not be smaller")
-    shorter = min(picture.size)
-    if way == "squash":
-        width = height = resize
-    elif way == "crop":
-        width, height = (max(resize, round(side * (resize / shorter))) for side in picture.size)
-    else:
-        width, height = (int(resize * side / shorter) for side in picture.size)
-    if way == "torchvision":
-        left, top = round((width - size) / 2), round((height - size) / 2)
-    else:
-        left, top = (width - size) // 2, (height - size) // 2
+    width, height, left, top = _placed(picture.size, size, resize, way)
     if way in ("processor", "squash") and max(width, height) <= _MOST_PROCESSED * resize:
         # The very pixels of transformers: Pillow rounds after each of two passes, whose order it chooses by the sizes.
         whole = picture.resize((width, height), _filter(resample))
@@ -275,6 +273,20 @@ def square_of(
     across, down = picture.width / width, picture.height / height
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
     return np.asarray(picture.resize((size, size), _filter(resample), box=box))
+
+
+def _placed(sides: tuple[int, int], size: int, resize: int, way: str) -> tuple[int, int, int, int]:
+    """Width and height of a picture after resizing, and where the crop of ``size`` begins in it: left, top."""
+    shorter = min(sides)
+    if way == "squash":
+        width = height = resize
+    elif way == "crop":
+        width, height = (max(resize, round(side * (resize / shorter))) for side in sides)
+    else:
+        width, height = (int(resize * side / shorter) for side in sides)
+    if way == "torchvision":
+        return width, height, round((width - size) / 2), round((height - size) / 2)
+    return width, height, (width - size) // 2, (height - size) // 2
 
 
 def stretched(picture: Image.Image, box: Box, size: int, resample: str = "bilinear") -> np.ndarray:
