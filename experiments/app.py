@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from experiments.web.answers import Answers, Limits
 from tmrjax.divergence.scoring import Scorer
 from tmrjax.methods import name_of
 from tmrjax.predict import Predictor
+from tmrjax.records.schema import NO_RELATION
 
 logger = logging.getLogger(__name__)
 FLAGS = flags.FLAGS
@@ -71,7 +73,7 @@ def about_model(predictor: Predictor, name: str) -> dict[str, Any]:
     if data.get("synthetic"):
         note += " · trained on SYNTHETIC posts: it knows nothing of real ones"
     return {
-        "model": Path(name).name, "task": system.task, "method": name_of(system.method), "labels": list(system.labels),
+        "model": Path(name).name, "task": system.task, "method": name_of(system.method), "labels": [label for label in system.labels if label != NO_RELATION],
         "note": note,
     }  # fmt: skip
 
@@ -89,6 +91,7 @@ def serve(answers: Answers, name: str, examples: str | None, number: int, host: 
             from experiments.web.service import make_service
         except ImportError as error:
             raise ValueError(f"the page needs {error.name}: pip install 'tmrjax[app]'") from None
+        warnings.filterwarnings("ignore", module="gradio")  # of its own dependencies, at every request
         about = about_model(answers.predictor, name)
         shown = read_examples(Path(examples), number, answers.limits.picture_bytes) if examples else []
         app = with_page(make_service(answers, about), answers, about, shown)

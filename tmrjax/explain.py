@@ -54,7 +54,7 @@ class Explanation(NamedTuple):
     """What came out of a post, and what its pictures did to it.
 
     result: as of :meth:`tmrjax.predict.Predictor.entities` or ``relations``. without_pictures: the same for the post
-    without PICTURE_KEYS; None where it has none of them. words: of the post, [start, end) in characters of its text.
+    without PICTURE_KEYS; None where it has no picture and no sides. words: of the post, [start, end) in characters of its text.
     attention: by "image" and "generated_image"; empty for a method without Eq. 1. pair: for relations the head and the
     tail that stood marked in the text while it looked, those of the most probable answer; None where there is none.
     """
@@ -99,7 +99,7 @@ class Explainer:
         given = {"text": post} if isinstance(post, str) else dict(post)
         where = {"root": root, "allow_outside": allow_outside}
         result, without = self.read(given, **where), None
-        if any(given.get(key) is not None for key in PICTURE_KEYS):
+        if any(given.get(key) is not None for key in ("image", "generated_image", "sides")):
             without = self.read({key: value for key, value in given.items() if key not in PICTURE_KEYS}, **where)
         info = DatasetInfo(name="posts", task=system.task, labels=system.labels)
         options = PostOptions(Path(root), allow_outside, system.text.word_splitting, self.predictor.joiner)

@@ -119,6 +119,10 @@ class Answers:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "answers")
         self._places = threading.BoundedSemaphore(1 + limits.waiting)
 
+    def predict_one(self, post: Any) -> dict[str, Any]:
+        """The result of one post. Raises RefusedError."""
+        return self._in_turn(lambda: self._results([self._checked(post, "the post")], "raise")[0])
+
     def predict(self, posts: Sequence[Any]) -> list[dict[str, Any]]:
         """Results in the order of the posts, {"id", "error"} in the place of one that cannot be read.
 
@@ -171,14 +175,16 @@ class Answers:
                 except (RefusedError, DataError) as error:
                     given = post.get("id") if isinstance(post, Mapping) else None
                     results[index] = {"id": given, "error": str(error)}
-            options = {"on_error": "return", "batch_size": BATCH}
-            if self.predictor.system.task == "ner":
-                found = self.predictor.entities(list(checked.values()), **options)
-            else:
-                found = self.predictor.relations(list(checked.values()), entities=self.entities, **options)
-            for index, result in zip(checked, found, strict=True):
+            for index, result in zip(checked, self._results(list(checked.values()), "return"), strict=True):
                 results[index] = result
         return results
+
+    def _results(self, posts: list[dict[str, Any]], on_error: str) -> list[dict[str, Any]]:
+        """Of checked posts, by the method of the predictor's task."""
+        options = {"on_error": on_error, "batch_size": BATCH}
+        if self.predictor.system.task == "ner":
+            return self.predictor.entities(posts, **options)
+        return self.predictor.relations(posts, entities=self.entities, **options)
 
     def _explain(self, post: Any) -> Explained:
         checked = self._checked(post, "the post")

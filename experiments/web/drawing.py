@@ -31,8 +31,7 @@ def drawn(explained: Explained, labels: Sequence[str]) -> str:
     parts = [f'<p class="t-post">{_marked(result["text"], marked, colours)}</p>']
     table = _entity_table if kind == "entities" else _relation_table
     parts.append(table(result, explanation.without_pictures))
-    looked = _words_to_look_at(explained)
-    figures = [_picture(name, picture, explained, looked) for name, picture in explained.pictures.items()]
+    figures = [_picture(name, picture, explained) for name, picture in explained.pictures.items()]
     parts += [f'<div class="t-figures">{"".join(figures)}</div>'] if figures else []
     parts += [f'<p class="t-note">{escape(note)}</p>' for note in _notes(result)]
     return f'<div class="t-answer">{"".join(parts)}</div>'
@@ -103,8 +102,8 @@ def _relation_table(result: Mapping[str, Any], without: Mapping[str, Any] | None
         pair = f'{escape(one["head"]["text"])} <span class="t-arrow">→</span> {escape(one["tail"]["text"])}'
         sides = [seen] if without is None else [seen, unseen]
         rows.append([pair, *(_relation(found[key]) if key in found else _absent("not asked") for found in sides)])
-    heads = ["Relation", ""] if without is None else ["Relation", "with pictures", "without"]
-    return _table(heads, rows) if rows else _note_of_none("relation")
+    heads = ["Pair", "relation"] if without is None else ["Pair", "with pictures", "without"]
+    return _table(heads, rows, "t-stacked") if rows else _note_of_none("relation")
 
 
 def _relation(one: Mapping[str, Any]) -> str:
@@ -128,10 +127,13 @@ def _absent(words: str) -> str:
     return f'<span class="t-absent">{escape(words)}</span>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """``kind`` "t-stacked": cells one below the other where the page is narrow, each with its head."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="t-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    cells = ["".join(f'<td data-head="{escape(name)}">{cell}</td>' for name, cell in zip(heads, row, strict=True))
+             for row in rows]  # fmt: skip
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<table class="t-table {kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
@@ -149,85 +151,102 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------- the pictures
 
 
-def _words_to_look_at(explained: Explained) -> list[tuple[str, list[int]]]:
-    """(text, numbers of its words): the entities, or head and tail; without any the words that patches look at most."""
+def _words_to_look_at(name: str, explained: Explained) -> list[tuple[str, np.ndarray]]:
+    """(text, weights of the patches [rows, columns]), the strongest first.
+
+    Of the entities, or of head and tail, and of the words that patches attend to most.
+    """
     explanation = explained.explanation
-    text, words = explanation.result["text"], explanation.words
-    spans = explanation.pair or explanation.result.get("entities", ())
-    found = {}
-    for span in spans:
-        inside = [i for i, (start, end) in enumerate(words) if start < span["end"] and end > span["start"]]
-        found[text[span["start"] : span["end"]]] = inside
-    if not found and explanation.attention:
-        first = next(iter(explanation.attention.values()))
-        most = first.patches.max((0, 1))
-        found = {text[slice(*words[i])]: [i] for i in np.argsort(-most, kind="stable")[:LAYERS] if most[i] > 0}
-    return list(found.items())[:LAYERS]
+    text, words, patches = explanation.result["text"], explanation.words, explanation.attention[name].patches
+    spans = [(span["start"], span["end"]) for span in explanation.pair or explanation.result.get("entities", ())]
+    inside = [[i for i, (first, last) in enumerate(words) if first < end and last > start] for start, end in spans]
+    taken = {place for places in inside for place in places}
+    others = [i for i in np.argsort(-patches.max((0, 1)), kind="stable") if i not in taken]
+    chosen = list(zip(spans, inside, strict=True))[: LAYERS - 2]
+    chosen += [(words[i], [i]) for i in others[: LAYERS - len(chosen)]]
+    found = [(text[slice(*span)], patches[..., places].sum(-1)) for span, places in chosen]
+    return sorted(found, key=lambda one: -one[1].max())
 
 
-def _picture(name: str, picture: Image.Image, explained: Explained, looked: Sequence[tuple[str, list[int]]]) -> str:
+def _picture(name: str, picture: Image.Image, explained: Explained) -> str:
     """A picture, what its patches and boxes attended to, and its scores."""
     attention, scores = explained.explanation.attention.get(name), explained.scores.get(name)
     shown = picture.copy()
     shown.thumbnail((SHOWN, SHOWN))
-    width, height = shown.size
     buffer = io.BytesIO()
     shown.save(buffer, "JPEG", quality=85)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    layers, choices = [], []
-    for number, (word, places) in enumerate(looked if attention is not None else ()):
-        # A word without a position of its own (cut away) has no column.
-        layers.append(_patches(attention, places, width, height))
-        checked = " checked" if number == 0 else ""
-        choices.append(f'<label><input type="radio" name="t-{name}"{checked}><span>{escape(word)}</span></label>')
-    boxes = _boxes(attention, width, height) if attention is not None else ""
+    # One size of lettering for small and large pictures.
+    width, height = (max(1, round(SHOWN * side / max(shown.size))) for side in shown.size)
+    layers, choices, boxes = [], [], ""
+    if attention is not None:
+        looked = _words_to_look_at(name, explained)
+        scale = max(float(weights.max()) for _, weights in looked)
+        for number, (word, weights) in enumerate(looked):
+            layers.append(_patches(attention, weights, scale, width, height))
+            checked = " checked" if number == 0 else ""
+            told = f"{escape(word)} <small>{weights.max():.2f}</small>"
+            choices.append(f'<label><input type="radio" name="t-{name}"{checked}><span>{told}</span></label>')
+        boxes = _boxes(attention, width, height)
     drawing = (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(NAMES[name])}">'
-        f'<image href="{source}" width="{width}" height="{height}"/>{"".join(layers)}{boxes}</svg>'
+        f'<image href="{source}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
+        f"{''.join(layers)}{boxes}</svg>"
     )
     caption = f"<figcaption>{escape(NAMES[name])}"
     if choices:
-        caption += f' <small>patches that attend to</small><span class="t-choices">{"".join(choices)}</span>'
+        caption += f' <small>· patches that attend to</small><span class="t-choices">{"".join(choices)}</span>'
     caption += "</figcaption>"
     bars = "" if scores is None else f'<div class="t-scores">{"".join(_score_rows(scores))}</div>'
     return f'<figure class="t-figure">{caption}{drawing}{bars}</figure>'
 
 
-def _patches(attention: Attention, words: Sequence[int], width: int, height: int) -> str:
-    """The grid of patches, the more opaque the more a patch attends to these words; the strongest one is the scale."""
-    weights = attention.patches[..., list(words)].sum(-1)
+def _patches(attention: Attention, weights: np.ndarray, scale: float, width: int, height: int) -> str:
+    """The grid of patches, the more opaque the more a patch attends to a word; ``scale`` is the picture's strongest."""
     rows, columns = weights.shape
     left, top, right, bottom = attention.seen
-    x, y = left * width, top * height
     across, down = (right - left) * width / columns, (bottom - top) * height / rows
-    strongest, cells = max(float(weights.max()), 1e-9), []
+    cells = []
     for row, column in np.ndindex(rows, columns):
-        share = float(weights[row, column]) / strongest
+        weight = float(weights[row, column])
         cells.append(
-            f'<rect x="{x + column * across:.1f}" y="{y + row * down:.1f}" width="{across:.2f}" height="{down:.2f}" '
-            f'fill-opacity="{0.72 * share:.2f}"><title>{float(weights[row, column]):.3f}</title></rect>'
+            f'<rect x="{left * width + column * across:.1f}" y="{top * height + row * down:.1f}" '
+            f'width="{across:.2f}" height="{down:.2f}" fill-opacity="{0.7 * weight / max(scale, 1e-9):.2f}">'
+            f"<title>{weight:.3f}</title></rect>"
         )
-    return (
-        f'<g class="t-layer">{"".join(cells)}<text x="{x + 6:.0f}" y="{y + 18:.0f}" class="t-scale">'
-        f"at most {strongest:.2f}</text></g>"
-    )
+    return f'<g class="t-layer">{"".join(cells)}</g>'
 
 
 def _boxes(attention: Attention, width: int, height: int) -> str:
-    """The regions, each with the piece of the phrases that it attended to most."""
+    """The regions, each with the word of the phrases that it attended to most."""
     parts = []
-    ordinary = [i for i, piece in enumerate(attention.phrase_pieces) if 0 < i < len(attention.phrase_pieces) - 1]
     for (left, top, right, bottom), weights in zip(attention.regions, attention.region_weights, strict=False):
         x, y = left * width, top * height
         parts.append(
             f'<rect class="t-box" x="{x:.1f}" y="{y:.1f}" width="{(right - left) * width:.1f}" '
             f'height="{(bottom - top) * height:.1f}"/>'
         )
-        if ordinary:
-            best = max(ordinary, key=lambda i: weights[i])
-            piece = f"{attention.phrase_pieces[best].removeprefix('##')} {float(weights[best]):.2f}"
-            parts.append(f'<text class="t-boxed" x="{x + 4:.1f}" y="{bottom * height - 6:.1f}">{escape(piece)}</text>')
+        words = _phrase_words(attention.phrase_pieces, weights)
+        if words:
+            word, weight = max(words, key=lambda one: one[1])
+            # Inside of the box and of the picture, wherever the box is.
+            place = min(x + 6, width - 11 * (len(word) + 5))
+            parts.append(
+                f'<text class="t-boxed" x="{max(place, 4):.1f}" y="{max(bottom * height - 8, 20):.1f}">'
+                f"{escape(word)} {weight:.2f}</text>"
+            )
     return "".join(parts)
+
+
+def _phrase_words(pieces: Sequence[str], weights: np.ndarray) -> list[tuple[str, float]]:
+    """Word pieces without the special ones at both ends, joined to words with the sum of their weights."""
+    words: list[tuple[str, float]] = []
+    for piece, weight in list(zip(pieces, weights, strict=True))[1:-1]:
+        if piece.startswith("##") and words:
+            words[-1] = (words[-1][0] + piece[2:], words[-1][1] + float(weight))
+        else:
+            words.append((piece.lstrip("Ġ▁"), float(weight)))
+    return words
 
 
 def _score_rows(scores: Sequence[float]) -> list[str]:

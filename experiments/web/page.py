@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,6 +30,7 @@ from tmrjax.files import DataError, open_regular, parse_json
 FOLDER = Path(__file__).parent
 # What a form has no field for.
 FURTHER = ("phrases", "regions", "scores", "generated_regions", "generated_scores")
+logger = logging.getLogger(__name__)
 SYSTEM_FONTS = ("system-ui", "sans-serif")
 
 
@@ -72,6 +74,18 @@ def with_page(
     return Gate(mounted, answers.limits)
 
 
+class Blocks(gradio.Blocks):
+    """Gradio's blocks, without its tracebacks of requests that are not the page's: they would tell what was sent."""
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """See gradio.Blocks."""
+        try:
+            return await super().process_api(*arguments, **options)
+        except Exception as error:
+            logger.error("%s in the page", type(error).__name__)
+            raise gradio.Error("the request is none of this page; load it again", print_exception=False) from None
+
+
 def make_page(answers: Answers, about: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> gradio.Blocks:
     """The form and what happens when it is sent."""
     system = answers.predictor.system
@@ -86,7 +100,7 @@ def make_page(answers: Answers, about: Mapping[str, Any], examples: Sequence[Map
         except RefusedError as error:
             return fault(error.message)
 
-    with gradio.Blocks(title=f"tmrjax: {about['model']}", analytics_enabled=False) as blocks:
+    with Blocks(title=f"tmrjax: {about['model']}", analytics_enabled=False) as blocks:
         gradio.Markdown(f"## {about['model']}\n{', '.join(about['labels'])} · {about['note']}")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
@@ -96,7 +110,7 @@ def make_page(answers: Answers, about: Mapping[str, Any], examples: Sequence[Map
                 )
                 text = gradio.Textbox(label="Text", lines=4, max_length=answers.limits.characters, elem_id="text")
                 pair = gradio.State({})
-                told = gradio.HTML(_told({}), visible=marks_pairs)
+                told = _html(_told({}), visible=marks_pairs)
                 with gradio.Row(visible=marks_pairs):
                     ends = {name: gradio.Button(f"Selection is the {name}", size="sm") for name in ("head", "tail")}
                 fields = [
@@ -109,8 +123,8 @@ def make_page(answers: Answers, about: Mapping[str, Any], examples: Sequence[Map
                     )
                 button = gradio.Button("Read", variant="primary", elem_id="read")
             with gradio.Column(scale=3, min_width=300):
-                answer = gradio.HTML('<p class="t-note">The answer comes here.</p>', elem_id="answer")
-        gradio.HTML('<p class="t-note"><a href="docs">JSON interface</a>. Nothing that you send is kept.</p>')
+                answer = _html('<p class="t-note">The answer comes here.</p>', elem_id="answer")
+        _html('<p class="t-note"><a href="docs">JSON interface</a>. Nothing that you send is kept.</p>')
 
         form = [text, *fields, further, pair]
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -137,7 +151,7 @@ def make_page(answers: Answers, about: Mapping[str, Any], examples: Sequence[Map
 def assembled(text: Any, images: Sequence[Any], further: Any, pair: Mapping[str, Any] | None) -> dict[str, Any]:
     """The post of a form. Raises RefusedError for JSON that is none, or for a head or tail of another text."""
     post: dict[str, Any] = {"text": text or ""}
-    if further and further.strip():
+    if isinstance(further, str) and further.strip():
         try:
             found = parse_json(further.encode(), "more of the post")
         except DataError as error:
@@ -182,12 +196,17 @@ def _told(pair: Mapping[str, Any]) -> str:
     return f'<p class="t-note">{" · ".join(told) or "Select words in the text, then say which they are."}</p>'
 
 
+def _html(content: str, **options: Any) -> gradio.HTML:
+    """HTML that nothing else draws lines around."""
+    return gradio.HTML(content, apply_default_css=False, js_on_load=None, **options)
+
+
 def _picture_field(name: str, limit: int, *, visible: bool) -> gradio.HTML:
     return gradio.HTML(
         None,
         html_template=(FOLDER / "picture_field.html").read_text(encoding="utf-8"),
         js_on_load=(FOLDER / "picture_field.js").read_text(encoding="utf-8"),
-        elem_id=name, visible=visible, name=NAMES[name], bytes=limit, problem="",
+        elem_id=name, visible=visible, apply_default_css=False, name=NAMES[name], bytes=limit, problem="",
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from experiments.web.answers import Answers, Limits, RefusedError
 from tmrjax import __version__
@@ -71,7 +72,7 @@ class Batch(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # Not as Post: a post that is not as described is an error in its place, not of the whole batch.
-    posts: list[dict[str, Any]] = Field(description="Each as the post of /api/predict.")
+    posts: list[Any] = Field(description="Each as the post of /api/predict.")
 
 
 def make_service(answers: Answers, about: Mapping[str, Any]) -> FastAPI:
@@ -88,8 +89,13 @@ def make_service(answers: Answers, about: Mapping[str, Any]) -> FastAPI:
     @service.exception_handler(RequestValidationError)
     def not_as_described(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse({"error": f"{place or 'the request'}: {first['msg']}; /docs says what is expected"}, 422)
+        place = ".".join(part for part in first["loc"][1:] if isinstance(part, str)) or "the request"
+        said = "no JSON" if first["type"] == "json_invalid" else first["msg"][0].lower() + first["msg"][1:]
+        return JSONResponse({"error": f"{place}: {said}; /docs says what is expected"}, 422)
+
+    @service.exception_handler(HTTPException)
+    def otherwise(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
 
     @service.post("/api/predict", summary={"ner": "Entities", "re": "Relations"}[task] + " of one post")
     def predict(post: Post, explain: bool = False) -> dict[str, Any]:
@@ -100,10 +106,7 @@ def make_service(answers: Answers, about: Mapping[str, Any]) -> FastAPI:
         given = post.model_dump(exclude_none=True)
         if explain:
             return answers.explain(given).to_json()
-        (result,) = answers.predict([given])
-        if "error" in result:
-            raise RefusedError(422, result["error"])
-        return result
+        return answers.predict_one(given)
 
     @service.post("/api/predict_batch", summary="The same of many posts")
     def predict_batch(batch: Batch) -> dict[str, Any]:
@@ -181,8 +184,6 @@ class Gate:
         too_large = RefusedError(
             413, f"a request of more than {limit / 1e6:g} MB: scale pictures down, shorten the text"
         )
-        if int(dict(scope["headers"]).get(b"content-length", b"0") or 0) > limit:
-            raise too_large
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -190,12 +191,17 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return receive
-                    parts.append(message.get("body", b""))
-                    size, more = size + len(parts[-1]), message.get("more_body", False)
-                    if size > limit:
-                        raise too_large
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    # A little more is taken in and thrown away: who still sends does not hear the answer.
+                    if size <= limit:
+                        parts.append(part)
+                    elif size > 4 * limit:
+                        break
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {self.limits.seconds:g} seconds") from None
+        if size > limit:
+            raise too_large
         whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
         async def again() -> Any:
