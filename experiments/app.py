@@ -72,10 +72,9 @@ def about_model(predictor: Predictor, name: str) -> dict[str, Any]:
     note = {"ner": "entities", "re": "relations"}[system.task] + f" by {name_of(system.method)}"
     if data.get("synthetic"):
         note += " · trained on SYNTHETIC posts: it knows nothing of real ones"
-    return {
-        "model": Path(name).name, "task": system.task, "method": name_of(system.method), "labels": [label for label in system.labels if label != NO_RELATION],
-        "note": note,
-    }  # fmt: skip
+    labels = [label for label in system.labels if label != NO_RELATION]
+    method = name_of(system.method)
+    return {"model": Path(name).name, "task": system.task, "method": method, "labels": labels, "note": note}
 
 
 def serve(answers: Answers, name: str, examples: str | None, number: int, host: str, port: int) -> None:

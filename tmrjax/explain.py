@@ -54,9 +54,10 @@ class Explanation(NamedTuple):
     """What came out of a post, and what its pictures did to it.
 
     result: as of :meth:`tmrjax.predict.Predictor.entities` or ``relations``. without_pictures: the same for the post
-    without PICTURE_KEYS; None where it has no picture and no sides. words: of the post, [start, end) in characters of its text.
-    attention: by "image" and "generated_image"; empty for a method without Eq. 1. pair: for relations the head and the
-    tail that stood marked in the text while it looked, those of the most probable answer; None where there is none.
+    without PICTURE_KEYS; None where it has no picture and no sides. words: of the post, [start, end) in characters of
+    its text. attention: by "image" and "generated_image"; empty for a method without Eq. 1. pair: for relations the
+    head and the tail that stood marked in the text while it looked, those of the most probable answer; None where there
+    is none.
     """
 
     result: dict[str, Any]

@@ -121,7 +121,7 @@ class Answers:
 
     def predict_one(self, post: Any) -> dict[str, Any]:
         """The result of one post. Raises RefusedError."""
-        return self._in_turn(lambda: self._results([self._checked(post, "the post")], "raise")[0])
+        return self._in_turn(lambda: self._results(self._checked(post, "the post"), "raise"))
 
     def predict(self, posts: Sequence[Any]) -> list[dict[str, Any]]:
         """Results in the order of the posts, {"id", "error"} in the place of one that cannot be read.
@@ -179,8 +179,8 @@ class Answers:
                 results[index] = result
         return results
 
-    def _results(self, posts: list[dict[str, Any]], on_error: str) -> list[dict[str, Any]]:
-        """Of checked posts, by the method of the predictor's task."""
+    def _results(self, posts: Any, on_error: str) -> Any:
+        """Of a checked post or of some, by the method of the predictor's task."""
         options = {"on_error": on_error, "batch_size": BATCH}
         if self.predictor.system.task == "ner":
             return self.predictor.entities(posts, **options)

@@ -162,7 +162,7 @@ def _words_to_look_at(name: str, explained: Explained) -> list[tuple[str, np.nda
     inside = [[i for i, (first, last) in enumerate(words) if first < end and last > start] for start, end in spans]
     taken = {place for places in inside for place in places}
     others = [i for i in np.argsort(-patches.max((0, 1)), kind="stable") if i not in taken]
-    chosen = list(zip(spans, inside, strict=True))[: LAYERS - 2]
+    chosen = list(zip(spans, inside, strict=True))[: LAYERS - min(2, len(others))]
     chosen += [(words[i], [i]) for i in others[: LAYERS - len(chosen)]]
     found = [(text[slice(*span)], patches[..., places].sum(-1)) for span, places in chosen]
     return sorted(found, key=lambda one: -one[1].max())
