@@ -5,7 +5,7 @@ NEWEST ?= .venv-newest
 RUN = $(VENV)/bin/python
 DEMO = runs/demo
 
-.PHONY: demo demo-relations demo-full paper test test-slow test-newest lint clean
+.PHONY: demo demo-relations demo-full app paper test test-slow test-newest lint clean
 
 # Generates the demo data, trains MNER with and without pictures, evaluates the restored checkpoint, predicts one post.
 demo: $(VENV)/.installed
@@ -15,6 +15,13 @@ demo: $(VENV)/.installed
 	$(RUN) experiments/evaluate.py --workdir=$(DEMO)/full --split=test
 	$(RUN) experiments/predict.py --workdir=$(DEMO)/full --input=$(DEMO)/data/posts.jsonl --output=$(DEMO)/entities.jsonl
 	head -n 3 $(DEMO)/entities.jsonl
+
+# A page to try the demo model on, at http://localhost:7860; trains it first where it is not there. OPTIONS: of app.py.
+app: $(VENV)/.app
+	test -f $(DEMO)/data/dataset.json || $(RUN) data_prep/make_demo.py --out=$(DEMO)/data
+	test -f $(DEMO)/full/report.json || \
+		$(RUN) experiments/mner.py --config=experiments/configs/mner.py:demo --workdir=$(DEMO)/full
+	$(RUN) experiments/app.py --model=$(DEMO)/full --examples=$(DEMO)/data/posts.jsonl $(OPTIONS)
 
 # The same for relations between two marked entities.
 demo-relations: $(VENV)/.installed
@@ -79,6 +86,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.studies: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[studies]'
+	touch $@
+
+$(VENV)/.app: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[app]'
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tmrjax.attention import MultiHeadAttention, attend, cross_modal_attention, masked_softmax
+from tmrjax.attention import (
+    MultiHeadAttention,
+    attend,
+    cross_modal_attention,
+    cross_modal_attention_with_weights,
+    masked_softmax,
+)
 
 
 def literal_eq_1(visual, text, mask, weight):
@@ -36,6 +42,11 @@ def test_cross_modal_attention_equals_the_literal_formula(arrays):
     result = cross_modal_attention(*(jnp.asarray(x, x.dtype if x.dtype == bool else jnp.float32) for x in arrays))
     np.testing.assert_allclose(result, expected, atol=2e-5)
     assert not np.asarray(result[3]).any()  # no text: zeros, not a mean over padding
+    again, weights = cross_modal_attention_with_weights(*(jnp.asarray(x) for x in arrays))
+    np.testing.assert_array_equal(again, result)
+    np.testing.assert_allclose(weights @ arrays[1], expected, atol=2e-5)
+    np.testing.assert_allclose(weights.sum(-1), arrays[2].any(-1, keepdims=True) * np.ones((4, 5)), atol=1e-6)
+    assert not np.asarray(weights)[np.broadcast_to(~arrays[2][:, None], weights.shape)].any()
 
 
 def test_masked_text_has_no_influence_even_as_nan(arrays):

@@ -28,6 +28,7 @@ ROOMS = (
     "tmrjax.prediction",
     "tmrjax.serving",
     "tmrjax.predict",
+    "tmrjax.explain",
 )
 # What a package may import of the others; nothing imports a test.
 MAY_IMPORT = {

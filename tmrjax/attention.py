@@ -31,7 +31,12 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
-def attend(
+def attend(*arguments, **options) -> jax.Array:
+    """The result of :func:`attend_with_weights` alone: a fused kernel, which has no weights, can take its place."""
+    return attend_with_weights(*arguments, **options)[0]
+
+
+def attend_with_weights(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
@@ -42,8 +47,8 @@ def attend(
     dropout: Callable[[jax.Array], jax.Array] | None = None,
     precision: jax.lax.Precision | None = None,
     zero_without_keys: bool = True,
-) -> jax.Array:
-    """softmax(scale · q kᵀ + bias + log mask) v for each of H heads.
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(scale · q kᵀ + bias + log mask) v for each of H heads, and that softmax.
 
     Prefix keys are keys: the caller concatenates them with the others.
 
@@ -55,13 +60,13 @@ def attend(
             or on a gradient, even NaN.
         bias: added to the scaled logits, broadcastable to [B, H, Q, S].
         scale: of the products; None is 1 / √D.
-        dropout: applied to the softmax's weights [B, H, Q, S]; None where there is none, so that a fused kernel, which
-            has no dropout, can take the place of this function's body.
+        dropout: applied to the softmax's weights [B, H, Q, S]; None where there is none.
         precision: of both products; None is JAX's default.
         zero_without_keys: a query without any valid key yields zeros. False: the mean of all values, valid or not.
 
     Returns:
-        [B, Q, H, E] in the dtype of ``values``; logits and softmax are float32.
+        [B, Q, H, E] and the weights [B, H, Q, S], 0 behind the mask, both in the dtype of ``values``; logits and
+        softmax are float32.
 
     Raises:
         ValueError: shapes do not fit together.
@@ -99,10 +104,17 @@ def attend(
     weights = weights.astype(values.dtype)
     if dropout is not None:
         weights = dropout(weights)
-    return jnp.einsum(f"b{h}qk,bk{h}d->bq{h}d", weights, values, precision=precision)
+    return jnp.einsum(f"b{h}qk,bk{h}d->bq{h}d", weights, values, precision=precision), weights
 
 
 def cross_modal_attention(visual: jax.Array, text: jax.Array, text_mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """The result of :func:`cross_modal_attention_with_weights` alone."""
+    return cross_modal_attention_with_weights(visual, text, text_mask, weight)[0]
+
+
+def cross_modal_attention_with_weights(
+    visual: jax.Array, text: jax.Array, text_mask: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Text seen by each visual state: Eq. 1 without its final sum, ``A T`` with A = softmax((V W) Tᵀ / √D + log M).
 
     Args:
@@ -113,7 +125,7 @@ def cross_modal_attention(visual: jax.Array, text: jax.Array, text_mask: jax.Arr
         weight: W_d [D, D].
 
     Returns:
-        [B, Q, D] in the dtype of ``text``.
+        A T [B, Q, D] and A [B, Q, S], both in the dtype of ``text``.
 
     Raises:
         ValueError: shapes do not fit together.
@@ -127,7 +139,7 @@ def cross_modal_attention(visual: jax.Array, text: jax.Array, text_mask: jax.Arr
     if weight.shape != (size, size):
         raise ValueError(f"weight has shape {weight.shape}, but visual states {visual.shape} need {(size, size)}")
     queries = jnp.matmul(visual, weight.astype(visual.dtype), precision=PRECISION)
-    return attend(queries, text, text, text_mask, precision=PRECISION)
+    return attend_with_weights(queries, text, text, text_mask, precision=PRECISION)
 
 
 class MultiHeadAttention(nn.Module):

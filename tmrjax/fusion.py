@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tmrjax.attention import MultiHeadAttention, cross_modal_attention
+from tmrjax.attention import MultiHeadAttention, cross_modal_attention_with_weights
 from tmrjax.encoders.dropout import Dropout
 
 GRAINS = ("fine", "coarse")
@@ -65,14 +65,15 @@ class GrainFusion(nn.Module):
 
     def _grain(self, name, text, text_mask, visual, visual_mask):
         weight = self.param(f"{name}_weight", nn.initializers.lecun_normal(), (text.shape[-1],) * 2)
-        attended = cross_modal_attention(visual, text, text_mask, weight)
+        attended, attention = cross_modal_attention_with_weights(visual, text, text_mask, weight)
         present = (visual_mask & text_mask.any(-1, keepdims=True))[..., None]
+        attention = jnp.where(present, attention, 0)
         if self.literal:
-            return jnp.where(present, attended, 0).sum(1)
+            return jnp.where(present, attended, 0).sum(1), attention
         states = jnp.where(present, attended + visual, 0)
         mean = states.sum(1) / jnp.maximum(present.sum(1), 1)
         normalised = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(mean)
-        return jnp.where(present.any(1), normalised, 0)
+        return jnp.where(present.any(1), normalised, 0), attention
 
     @nn.compact
     def __call__(
@@ -97,7 +98,8 @@ class GrainFusion(nn.Module):
             scores: α [B, 3], or :data:`tmrjax.records.schema.NEUTRAL_SCORES` for Eq. 2.
 
         Returns:
-            G* [B, D]; whether anything of it is there [B]; {"fine": G^f, "coarse": G^c}.
+            G* [B, D]; whether anything of it is there [B]; {"fine": G^f, "coarse": G^c, "fine_attention": A of Eq. 1
+            [B, 49, T], "coarse_attention": [B, 3, P]}, where a row of A is 0 for a patch or region that is not there.
         """
         patch_mask = jnp.broadcast_to(image_mask[:, None], patches.shape[:2])
         parts = {
@@ -105,14 +107,16 @@ class GrainFusion(nn.Module):
             "coarse": (phrases, phrase_mask, regions, region_mask),
         }
         # Both grains create their weights, so that an ablation's checkpoint has the full model's shape.
-        grains = {name: self._grain(name, *arguments) for name, arguments in parts.items()}
+        found = {name: self._grain(name, *arguments) for name, arguments in parts.items()}
+        grains = {name: grain for name, (grain, _) in found.items()}
+        attention = {f"{name}_attention": weights for name, (_, weights) in found.items()}
         present = jnp.zeros(image_mask.shape, bool)
         for name, (_, part_mask, _, visual_mask) in parts.items():
             if name in self.grains:
                 present |= visual_mask.any(-1) & part_mask.any(-1)
             else:
                 grains[name] = jnp.zeros_like(grains[name])
-        return weight_grains(grains["fine"], grains["coarse"], scores), present, grains
+        return weight_grains(grains["fine"], grains["coarse"], scores), present, grains | attention
 
 
 class TextFusion(nn.Module):

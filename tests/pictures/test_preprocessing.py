@@ -19,6 +19,7 @@ from tmrjax.pictures.preprocessing import (
     CLIP_STD,
     IMAGE_MEAN,
     IMAGE_STD,
+    WHOLE,
     PictureSettings,
     cropped,
     square_of,
@@ -295,3 +296,18 @@ def test_the_files_of_published_folders_are_read():
 def test_what_a_processor_asks_for_and_is_not_built_is_named(mapping, message):
     with pytest.raises(ValueError, match=message):
         PictureSettings.from_processor(mapping)
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+@pytest.mark.parametrize("size", [(300, 120), (90, 260), (64, 64)])
+def test_the_part_that_is_seen(whole, size):
+    """A picture whose colours are its places tells where the corners of the square come from."""
+    across, down = np.meshgrid(*((np.arange(side) + 0.5) / side * 255 for side in size))
+    picture = Image.fromarray(np.stack([across, down, 0 * down], -1).round().astype(np.uint8))
+    settings = PictureSettings(size=56, resize=64, whole=whole)
+    pixels = settings.whole_pixels(picture)[..., :: -1 if whole == "area_bgr" else 1].astype(float) / 255
+    left, top, right, bottom = settings.seen(*size)
+    assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+    half = (right - left) / 112, (bottom - top) / 112  # half a pixel of the square
+    np.testing.assert_allclose(pixels[0, 0, :2], (left + half[0], top + half[1]), atol=0.012)
+    np.testing.assert_allclose(pixels[-1, -1, :2], (right - half[0], bottom - half[1]), atol=0.012)

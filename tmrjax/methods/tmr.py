@@ -119,8 +119,8 @@ class EntityTMR(TMR, kw_only=True):
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Emissions at the first piece of each word.
 
-        States: "text_states" [B, T, D], "phrase_states", "fine", "coarse", "picture" (G^f, G^c, G*) and the same with
-        the prefix "generated_", "fused" (Ḡ).
+        States: "text_states" [B, T, D], "phrase_states", "fine", "coarse", "picture" (G^f, G^c, G*),
+        "fine_attention", "coarse_attention" (A of Eq. 1) and the same with the prefix "generated_", "fused" (Ḡ).
         """
         text, phrases, pictures = self.encode(batch, train=train)
         crf = CRFLayer(self.num_labels, name="crf")()

@@ -184,6 +184,11 @@ class PictureSettings:
             return area_resized(np.asarray(picture.pixels)[..., ::-1], self.size)
         return square_of(picture.pixels, self.size, self.resize, self.whole, self.resample)
 
+    def seen(self, width: int, height: int) -> Box:
+        """The part of a whole picture of this size that :meth:`whole_pixels` shows, in fractions of both sides."""
+        left, top, right, bottom = self._whole_part((width, height))
+        return left / width, top / height, right / width, bottom / height
+
     def region_pixels(self, picture: Image.Image | Decoded, box: Box) -> np.ndarray:
         """The part of an RGB picture inside ``box`` (fractions of width and height) as uint8 [size, size, 3]."""
         picture = picture if isinstance(picture, Decoded) else whole(picture)
