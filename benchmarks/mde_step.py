@@ -47,7 +47,7 @@ def jax_step(batch: dict[str, np.ndarray], mode: str, dtype: str, remat: bool):
     from tmrjax.divergence.loss import make_loss
     from tmrjax.encoders.joint.vilt import ViltConfig
     from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
-    from tmrjax.training.sharding import make_mesh, replicate, shard_batch
+    from tmrjax.training.sharding import make_mesh, owned, replicate, shard_batch
     from tmrjax.training.step import create_state, make_train_step
 
     model = DivergenceEstimator(ViltConfig(30522, 768, 12, 12, 3072, LENGTH), dtype=jnp.dtype(dtype), remat=remat)
@@ -58,7 +58,7 @@ def jax_step(batch: dict[str, np.ndarray], mode: str, dtype: str, remat: bool):
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: random.normal(0, 0.02, leaf.shape).astype(np.float32), shapes)
     optimizer = make_optimizer(OptimizerSettings(1000, {"all": 1e-4}), parameter_groups(params, [(".*", "all")]))
-    state = replicate(jax.device_get(create_state({"params": params}, optimizer, seed=0)), mesh)
+    state = owned(replicate(jax.device_get(create_state({"params": params}, optimizer, seed=0)), mesh))
     placed = shard_batch(batch, mesh)
     compiled = make_train_step(make_loss(model, mode), optimizer, mesh).lower(state, placed).compile()
     blocks = sum(

@@ -51,7 +51,7 @@ def jax_program(method: str):
     from tmrjax.heads.crf_head import CRFHead
     from tmrjax.methods import find_method
     from tmrjax.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
-    from tmrjax.training.sharding import make_mesh, replicate, shard_batch
+    from tmrjax.training.sharding import make_mesh, owned, replicate, shard_batch
     from tmrjax.training.step import create_state, make_loss, make_train_step
 
     bert = BertConfig(VOCABULARY, WIDTH, DEPTH, HEADS, INNER, 512)
@@ -61,7 +61,7 @@ def jax_program(method: str):
     variables = jax.jit(lambda key: model.init(key, row, train=False))(jax.random.key(0))
     groups = parameter_groups(variables["params"], model.rates, model.frozen)
     optimizer = make_optimizer(OptimizerSettings(1000, RATES), groups)
-    state = replicate(jax.device_get(create_state(variables, optimizer, seed=0)), mesh)
+    state = owned(replicate(jax.device_get(create_state(variables, optimizer, seed=0)), mesh))
     placed = shard_batch(batch, mesh)
     loss = make_loss(model, CRFHead(tuple(map(str, range(TAGS)))))
     compiled = make_train_step(loss, optimizer, mesh).lower(state, placed).compile()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.lib.measuring import Compiled, Metrics, Timer, Trace
 from tmrjax.inputs.batching import PlannedBatches
 from tmrjax.training.checkpoints import BEST, NEWEST, CheckpointError, CheckpointStore, load_best
-from tmrjax.training.sharding import replicate, shard_batch
+from tmrjax.training.sharding import owned, replicate, shard_batch
 from tmrjax.training.step import TrainState, all_finite
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def train(
             )
         logger.info("resumed at step %d of %d", step, total)
     else:
-        state = replicate(state, mesh)
+        state = owned(replicate(state, mesh))
 
     def save() -> None:
         """The losses that no line of metrics holds yet come along, so that a resumed run writes the same lines."""

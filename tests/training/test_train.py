@@ -15,7 +15,7 @@ from tmrjax.heads.crf_head import CRFHead, constrain
 from tmrjax.models import TMRForNER
 from tmrjax.text.tags import TagSet, spans_from_tags
 from tmrjax.training.optimizer import OptimizerSettings, is_kernel, make_optimizer, parameter_groups, schedule
-from tmrjax.training.sharding import check_batch_size, make_mesh, replicate, shard_batch
+from tmrjax.training.sharding import check_batch_size, make_mesh, owned, replicate, shard_batch
 from tmrjax.training.step import create_state, make_loss, make_predict_step, make_train_step
 
 TAGS = TagSet(("PER", "LOC")).tags
@@ -265,3 +265,22 @@ def test_training_in_bfloat16_learns_with_float32_parameters():
     apply = functools.partial(model.apply, train=False, capture_intermediates=True)
     outputs = jax.eval_shape(apply, {"params": state.params}, batch)[1]
     assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(outputs))  # the mode was on
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_owned_arrays_are_written_over(devices):
+    """The result of a donating program lies where its argument lay, and the host array is as it was."""
+    mesh, memory = make_mesh(devices), np.zeros((1 << 16) + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4  # at such an address XLA takes an array as it lies
+    host = memory[start : start + (1 << 16)]
+
+    def addresses(array):
+        return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
+
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = owned(replicate({"a": host}, mesh))["a"]
+    before = addresses(array)
+    after = add(array)
+    assert addresses(after) == before and array.is_deleted()
+    np.testing.assert_array_equal(after, 1)
+    assert not host.any()

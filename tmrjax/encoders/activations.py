@@ -17,20 +17,6 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
-@jax.custom_jvp
-def relu(x: Array) -> Array:
-    """max(x, 0), whose derivative asks the result where it is positive, and not the argument as ``jax.nn.relu`` does.
-
-    The values are the same. But what follows keeps the result until the backward pass anyhow; the argument beside it
-    doubles what a ResNet keeps. On CPU a barrier keeps XLA from making the result once more out of the argument, in a
-    residual network out of all arguments before it.
-    """
-    return lax.platform_dependent(jnp.maximum(x, 0), cpu=lax.optimization_barrier, default=lambda y: y)
-
-
-relu.defjvps(lambda tangent, y, x: jnp.where(y > 0, tangent, jnp.zeros((), tangent.dtype)))
-
-
 def _gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
@@ -46,7 +32,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
         "gelu_new": _gelu_tanh,
         "gelu_pytorch_tanh": _gelu_tanh,
         "quick_gelu": _quick_gelu,
-        "relu": relu,
+        "relu": jax.nn.relu,
         "silu": jax.nn.silu,
         "swish": jax.nn.silu,
         "tanh": jnp.tanh,

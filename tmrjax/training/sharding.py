@@ -49,6 +49,20 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
 
+def owned(tree: Any) -> Any:
+    """The same arrays in memory of their own, so that a step can write its result over them.
+
+    On CPU :func:`replicate` lets an array lie in the host array that it was given. That memory cannot be donated: the
+    first step would keep it beside all that it makes. Elsewhere arrays are copies already, and remain as they are.
+    """
+
+    def own(leaf):
+        on_host = all(device.platform == "cpu" for device in leaf.devices())
+        return jax.device_put(leaf, leaf.sharding, may_alias=False) if on_host and leaf.is_fully_addressable else leaf
+
+    return jax.block_until_ready(jax.tree.map(own, tree))
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Put this process's rows of a batch on its devices; together they are the global batch. A key may hold a tuple."""
     sharding = split_rows(mesh)

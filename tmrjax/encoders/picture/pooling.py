@@ -61,11 +61,10 @@ def _by_winners(x: Array, gradient: Array) -> Array:
     """Place 2 i of x lies in window i alone, in its middle; 2 i + 1 ends window i and begins window i + 1."""
     number, height, width, channels = gradient.shape
     windows = {0: ((1, 0),), 1: ((2, 0), (0, 1))}  # of a place's remainder: its position in a window, that window − i
-    # A window more below and at the right, which no place won. Without the barrier XLA would ask for the winners anew
-    # at each of the nine places below.
+    # A window more below and at the right, which no place won.
     padding = [(0, 0, 0), (0, 1, 0), (0, 1, 0), (0, 0, 0)]
     winner = lax.pad(_winners(x), jnp.int8(-1), padding)
-    winner, gradient = lax.optimization_barrier((winner, lax.pad(gradient, jnp.zeros((), gradient.dtype), padding)))
+    gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), padding)
 
     def of_remainders(row_remainder, column_remainder):
         total = 0
