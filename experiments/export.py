@@ -8,8 +8,8 @@ python experiments/export.py --workdir=runs/t17 --out=served/t17.onnx --format=o
 Predictor.load("models/t17"), Predictor.load("owner/name") and predict.py --workdir=models/t17 read it; nothing of the
 run is needed. tmrjax/prediction/folder.py says what lies in it.
 
-A folder of --format=stablehlo runs without this package: `python served/t17/run.py --input=posts.jsonl`
-(tmrjax/serving/folder.py; writing and running need flatbuffers, the extra `serving`). --format=onnx writes the scores
+A folder of --format=stablehlo runs without this package, by the run.py in it (tmrjax/serving/folder.py; writing and
+running need flatbuffers, the extra `serving`). --format=onnx writes the scores
 of the longest bucket as one ONNX file for a batch of fixed size (tmrjax/serving/onnx_file.py; the extra `onnx`).
 """
 
@@ -28,7 +28,7 @@ from tmrjax.prediction.folder import DTYPES, WEIGHTS
 from tmrjax.serving.folder import write_serving
 
 FLAGS = flags.FLAGS
-RUN_SERVED = Path(__file__).resolve().parent / "lib" / "run_served.py"
+RUN_SERVED = Path(__file__).resolve().parent / "lib" / "run.py"
 
 
 def define_flags() -> None:
@@ -85,7 +85,7 @@ def write_for_serving() -> None:
     programs = sum(size for name, size in sizes.items() if name.endswith(".stablehlo"))
     print(
         f"wrote {out}: {sum(sizes.values()) / 1e6:.1f} MB, of them {sizes[WEIGHTS] / 1e6:.1f} MB of weights and "
-        f"{programs / 1e6:.1f} MB of programs; python {out / 'run.py'} --input=POSTS"
+        f"{programs / 1e6:.1f} MB of programs; {out / 'run.py'} reads posts with them"
     )
 
 

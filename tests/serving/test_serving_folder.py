@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.export import RUN_SERVED
-from tests.crf_oracle import Enumeration, random_batch
+from tests.crf_oracle import Enumeration, random_batch, random_params
 from tests.prediction.test_predict import (  # noqa: F401 - fixtures
     random_variables,
     relations,
@@ -218,6 +218,28 @@ def test_the_programs_probability_and_tags_are_those_of_enumerated_paths(seed):
         some = Enumeration(emissions[row], mask[row], params, allowed[row])
         assert found[row] == pytest.approx(np.exp(some.log_normalizer - every.log_normalizer), abs=1e-5)
         np.testing.assert_array_equal(tags[row], every.best)
+
+
+def test_a_probability_in_a_long_post_is_as_in_float64():
+    """The forward algorithm in NumPy: two sums of thousands, whose difference is asked for."""
+    generator = np.random.default_rng(5)
+    emissions = generator.normal(0, 9, (1, 300, 5)).astype(np.float32) + 30
+    params = random_params(generator, 5)
+    allowed = np.ones((1, 300, 5), bool)
+    place = int(np.abs(np.sort(emissions[0])[:, -1] - np.sort(emissions[0])[:, -2]).argmin())  # the least sure word
+    allowed[0, place] = np.arange(5) == emissions[0, place].argmax()
+
+    def log_normalizer(scores):
+        transitions, start, end = (np.float64(part) for part in params)
+        alpha = start + scores[0]
+        for score in scores[1:]:
+            alpha = np.logaddexp.reduce(alpha[:, None] + transitions, axis=0) + score
+        return np.logaddexp.reduce(alpha + end)
+
+    wide = np.float64(emissions[0])
+    expected = np.exp(log_normalizer(np.where(allowed[0], wide, -np.inf)) - log_normalizer(wide))
+    found = probability(emissions, np.ones((1, 300), bool), allowed, params._asdict())
+    assert 0.05 < expected < 0.95 and float(found[0]) == pytest.approx(expected, abs=2e-5)
 
 
 def test_without_flatbuffers_it_is_said_what_to_install(served, monkeypatch):

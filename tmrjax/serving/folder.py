@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from safetensors.flax import save as safetensors_bytes
 
-import tmrjax
+from tmrjax import __version__
 from tmrjax.files import sha256, write_atomic
 from tmrjax.inputs.vocabulary import Vocabulary
 from tmrjax.prediction.folder import flat
@@ -51,8 +51,8 @@ def write_serving(folder: Path, predictor: Any, command: str, platforms: tuple[s
         platforms: that the programs are lowered for.
 
     Raises:
-        ValueError: flatbuffers is not installed; a folder that holds something else; an input of a method from outside, which has no place in the
-            copy; BERTweet's tokenizer, whose emoji and URLs need code of transformers.
+        ValueError: flatbuffers is not installed; a folder that holds something else; an input of a method from outside,
+            which has no place in the copy; BERTweet's tokenizer, whose emoji and URLs need code of transformers.
     """
     check_packages()
     system = predictor.system
@@ -80,7 +80,7 @@ def write_serving(folder: Path, predictor: Any, command: str, platforms: tuple[s
         contents[f"{name}.stablehlo"] = bytes(program.serialize())
         programs[name] = _described_program(program)
     manifest = {
-        "serving_format": FORMAT, "version": tmrjax.__version__, "jax": jax.__version__, "platforms": list(platforms),
+        "serving_format": FORMAT, "version": __version__, "jax": jax.__version__, "platforms": list(platforms),
         "task": system.task, "labels": list(system.labels), "tags": list(getattr(system, "tags", ())),
         "buckets": list(system.buckets), "temperature": predictor.meta.get("temperature"), "joiner": predictor.joiner,
         "text": dataclasses.asdict(system.text), "pictures": dataclasses.asdict(system.pictures),
@@ -112,7 +112,7 @@ def copied_modules(names: Iterable[str]) -> dict[str, bytes]:
 
     Raises ValueError where they import a part of the model (:data:`LEFT_OUT`).
     """
-    root = Path(tmrjax.__file__).parent
+    root = Path(__file__).resolve().parent.parent
     waiting, found = list(names), {}
     while waiting:
         name = waiting.pop()
