@@ -21,7 +21,7 @@ from tmrjax.training.checkpoints import BEST, CheckpointError, CheckpointStore
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {
     "entities": None, "root": None, "batch_size": 32, "on_error": "raise", "allow_outside": False, "carry": [],
-    "keep_none": False, "windows": None, "word_splitting": None, "joiner": None, "calibrated": False,
+    "keep_none": False, "windows": None, "word_splitting": None, "joiner": None, "calibrated": False, "num_threads": 2,
     "min_score": 0.0, "abstain_below": 0.0,
     "review": None, "review_posts": 1000,
 }  # fmt: skip

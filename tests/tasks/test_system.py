@@ -135,10 +135,17 @@ def test_prediction_reads_one_batch_ahead_in_the_threads_and_processes_asked_for
     records = [dataclasses.replace(RECORD, id=str(number)) for number in range(6)] + [Record("6", ("hi",), tags=("O",))]
     examples, happened, asked = system.encode(records), [], {}
     iterate = Batches.iterate
-    monkeypatch.setattr(Batches, "iterate", lambda self, **o: asked.update(o) or iterate(self, **o))
-    monkeypatch.setattr(
-        Tagger, "_decode", lambda _, output, rows, **__: happened.append(output) or dict.fromkeys(rows, 7)
-    )
+
+    def spied(self, *, num_workers, **options):  # a command starts the processes, once flags are parsed
+        asked.update(options, num_workers=num_workers)
+        return iterate(self, **options)
+
+    def decode(self, output, rows, **_):
+        happened.append(output)
+        return dict.fromkeys(rows, 7)
+
+    monkeypatch.setattr(Batches, "iterate", spied)
+    monkeypatch.setattr(Tagger, "_decode", decode)
 
     def step(_, batch):
         assert isinstance(batch["image"], jax.Array)
@@ -146,9 +153,9 @@ def test_prediction_reads_one_batch_ahead_in_the_threads_and_processes_asked_for
         return ("decoded", happened[-1][0])
 
     found = system.predict(
-        step, {}, examples, system.pixels(root), make_mesh(1), batch_size=2, num_threads=3, num_workers=workers
+        step, {}, examples, system.pixels(root), make_mesh(1), batch_size=2, num_threads=3, num_workers=2
     )
-    assert found == [7] * 7 and (asked["num_threads"], asked["num_workers"]) == (3, workers)
+    assert found == [7] * 7 and (asked["num_threads"], asked["num_workers"]) == (3, 2)
     steps = [number for number, one in enumerate(happened) if one[0] != "decoded"]
     assert steps == [0, 1, 3, 5] and happened[2] == ("decoded", 0) and happened[-1] == ("decoded", 5)
     assert [happened[number][1] for number in steps] == [True] * 4
