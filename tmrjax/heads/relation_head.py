@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import optax
 from jax import Array
 
 from tmrjax.heads.outputs import Outputs
@@ -19,7 +18,9 @@ class RelationHead:
 
     def loss(self, outputs: Outputs, batch: dict[str, Array]) -> Array:
         """Eq. 11 for each post, [B]: −log softmax(logits)[relation]."""
-        return optax.softmax_cross_entropy_with_integer_labels(outputs.scores, batch["relation"])
+        from optax import softmax_cross_entropy_with_integer_labels  # prediction needs no optax, which is slow to import
+
+        return softmax_cross_entropy_with_integer_labels(outputs.scores, batch["relation"])
 
     def predict(self, outputs: Outputs, batch: dict[str, Array]) -> dict[str, Array]:
         """{"probabilities" [B, R]}."""

@@ -1,4 +1,5 @@
-"""Which examples form which batch, and a stream of batches from any step on. The only module that imports grain.
+"""Which examples form which batch, and a stream of batches from any step on. The only module that imports grain, once
+a stream asks for threads: the import takes longer than the reading of a few posts.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
 number of workers can resume from.
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 
@@ -119,7 +119,12 @@ class PlannedBatches:
         """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes.
 
         At least ``prefetch`` batches are prepared ahead, and as many as there are threads: each thread makes one.
+        Without threads and workers each batch is made when it is asked for.
         """
+        if not num_threads and not num_workers:
+            return (self[step] for step in range(start, len(self)))
+        import grain
+
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
         dataset = grain.MapDataset.source(self)[start:].to_iter_dataset(options)
         if num_workers:
