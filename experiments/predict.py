@@ -97,6 +97,7 @@ def main(_) -> None:
         entities = options["entities"] and options["entities"].identity()
         identity |= {"keep_none": FLAGS.keep_none, "entities": entities}
     journal = Journal(output, identity)
+    begun, before = time.monotonic(), journal.counts["posts"]
     counts = journal.counts
     if journal.resumed:
         logger.info("%s: goes on behind line %d, %d posts are done", output, journal.line, counts["posts"])
@@ -120,6 +121,9 @@ def main(_) -> None:
         journal.commit()
         journal.close()
     journal.finish()
+    compiling = predictor.compile_seconds + (options["entities"].compile_seconds if options.get("entities") else 0)
+    told = counts["posts"] - before, time.monotonic() - begun, compiling
+    logger.info("%d posts in %.1f s, %.1f s of them to compile or fetch programs", *told)
     print(summary(counts, kind, output, journal.skipped))
     if FLAGS.review:
         print(write_review(output, Path(FLAGS.review), FLAGS.review_posts))

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module belongs to the longest name that begins its own.
 ROOMS = (
     "tmrjax.files",
+    "tmrjax.compilation",
     "tmrjax.crf_fast",
     "tmrjax.crf",
     "tmrjax.attention",

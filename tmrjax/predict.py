@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from tmrjax.compilation import Compiled, keep_compiled
 from tmrjax.encoders.folders import resolve
 from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.lost import unknown_warning
@@ -71,6 +72,7 @@ class Predictor:
     Attributes:
         system, meta: of the checkpoint.
         joiner: what stands between the ``tokens`` of a post in its text.
+        compile_seconds: that went by until now to compile programs, or to fetch them from where they are kept.
     """
 
     def __init__(
@@ -86,7 +88,8 @@ class Predictor:
         self.joiner = ("" if system.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
-        self._step = system.predict_step(self.mesh)
+        self.compile_seconds = 0.0
+        self._step = Compiled(system.predict_step(self.mesh), self)
         self._said: set[str] = set()
         self._words = self._unknown = 0
 
@@ -103,6 +106,9 @@ class Predictor:
         joiner: str | None = None,
     ) -> Predictor:
         """The best checkpoint of a workdir with the temperature of its report, or an exported folder.
+
+        Compiled programs are kept for the next process (:func:`tmrjax.compilation.keep_compiled`): a folder that JAX
+        was told of, as by JAX_COMPILATION_CACHE_DIR, is used as it is; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 
         Args:
             workdir: of a training run or a conversion; a folder that :meth:`save` wrote; or "owner/name" of a model of
@@ -125,6 +131,7 @@ class Predictor:
             FileNotFoundError, PermissionError, ConnectionError: the hub does not give a model of this name
                 (:func:`tmrjax.encoders.folders.resolve`).
         """
+        keep_compiled()
         if isinstance(workdir, str) and not Path(workdir).exists():
             workdir = resolve(workdir, revision=revision, files=folder_files.FILES).path
         elif revision is not None:
@@ -210,8 +217,8 @@ class Predictor:
                 are carried through to the result, unless they look like a misspelt one of these.
             root: folder that paths of pictures are relative to. A path given as a string must not lead out of it; a
                 ``pathlib.Path`` may.
-            batch_size: posts at a time, rounded up to a multiple of the devices. Many posts are padded to whole
-                batches, so that few programs are compiled.
+            batch_size: posts at a time, rounded up to a multiple of the devices. Fewer posts are padded to 1, 4, 16,
+                64, ... rows, so that few programs are compiled.
             on_error: "raise", or "return" an object {"id", "error"} in the place of a post that cannot be read.
             allow_outside: lift the rule of ``root``.
             carry: keys to carry through although they look like a misspelt one.
@@ -270,8 +277,9 @@ class Predictor:
     def stream(self, posts: Iterable[Any], *, on_error: str = "raise", **options: Any) -> Iterator[dict[str, Any]]:
         """The results of :meth:`entities` or :meth:`relations`, post by post, in constant memory.
 
-        Reads ``chunk`` posts (256 unless given) ahead. With ``on_error="raise"`` the first bad post raises in its
-        place, after the results of those before it. ``options``: ``chunk`` and those of the task's method.
+        Reads ``chunk`` posts ahead (1024 unless given, 256 with pictures) and sorts them by length. With
+        ``on_error="raise"`` the first bad post raises in its place, after the results of those before it. ``options``:
+        ``chunk`` and those of the task's method.
         """
         _check_on_error(on_error)
         given = (Given(post, f"post {index}") for index, post in enumerate(posts))
@@ -292,13 +300,14 @@ class Predictor:
         batch_size: int = 16,
         allow_outside: bool = False,
         carry: Sequence[str] = (),
-        chunk: int = 256,
+        chunk: int | None = None,
     ) -> Iterator[tuple[Given, dict[str, Any] | PostError]]:
         """Each post with its result or its error, in order; what :meth:`stream` and the command are made of."""
         if entities is not None:
             entities._expect("ner", "entities", "relations")
         options = PostOptions(Path(root), allow_outside, self.system.text.word_splitting, self.joiner, tuple(carry))
         size = -(-batch_size // self.mesh.size) * self.mesh.size
+        chunk = chunk or (1024 if self.system.method.pictures is None else 256)
         posts, first = iter(posts), 0
         while some := list(itertools.islice(posts, chunk)):
             found = self._chunk(some, first, options, size, entities, keep_none)
@@ -315,9 +324,8 @@ class Predictor:
         _check_on_error(on_error)
         single = isinstance(posts, str | Mapping)
         given = [Given(post, f"post {index}") for index, post in enumerate([posts] if single else posts)]
-        # One post is read as one row; any other number in batches of one size, since each size is compiled anew.
-        size = 1 if len(given) == 1 else batch_size
-        found = self.outcomes(given, root=root, batch_size=size, allow_outside=allow_outside, carry=carry, **search)
+        options = {"root": root, "batch_size": batch_size, "allow_outside": allow_outside, "carry": carry}
+        found = self.outcomes(given, **options, **search)
         results = [outcome for _, outcome in found]
         errors = [outcome for outcome in results if isinstance(outcome, PostError)]
         if errors and on_error == "raise":

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.lib import command
+from tmrjax.compilation import keep_compiled
 from tmrjax.files import DataError
 from tmrjax.inputs.batching import BatchPlan, PlannedBatches
 from tmrjax.pictures.decode import PictureError
@@ -98,12 +99,12 @@ def test_an_error_of_the_threads_that_prepare_batches_is_told_of_by_its_own_word
 
 def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
     given = jax.config.jax_compilation_cache_dir
-    command.keep_compiled()
+    keep_compiled()
     assert jax.config.jax_compilation_cache_dir == given  # set by conftest.py: kept
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        command.keep_compiled()
+        keep_compiled()
         [folder] = (tmp_path / "tmrjax").iterdir()
         assert jax.config.jax_compilation_cache_dir == str(folder) and folder.name.startswith("compiled-")
     finally:

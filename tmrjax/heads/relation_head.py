@@ -18,9 +18,9 @@ class RelationHead:
 
     def loss(self, outputs: Outputs, batch: dict[str, Array]) -> Array:
         """Eq. 11 for each post, [B]: −log softmax(logits)[relation]."""
-        from optax import softmax_cross_entropy_with_integer_labels  # prediction needs no optax, which is slow to import
+        import optax  # prediction needs none, and it is slow to import
 
-        return softmax_cross_entropy_with_integer_labels(outputs.scores, batch["relation"])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs.scores, batch["relation"])
 
     def predict(self, outputs: Outputs, batch: dict[str, Array]) -> dict[str, Array]:
         """{"probabilities" [B, R]}."""

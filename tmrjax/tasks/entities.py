@@ -13,6 +13,7 @@ import numpy as np
 
 from tmrjax.heads import crf_head
 from tmrjax.heads.crf_head import CRFHead
+from tmrjax.heads.span_probabilities import SpanTags, span_probabilities
 from tmrjax.inputs.base import Example
 from tmrjax.inputs.labels import RELEASE_TAGS, Tags
 from tmrjax.inputs.lost import count_words
@@ -164,29 +165,23 @@ class Tagger(System):
         emissions, mask, params = (jax.device_get(output[name]) for name in ("emissions", "mask", "crf"))
         if self.temperature != 1:
             emissions, params = jax.tree.map(lambda scores: scores / self.temperature, (emissions, params))
-        for start in range(0, len(flat), _SPANS_AT_ONCE):
-            some = flat[start : start + _SPANS_AT_ONCE]
-            rows = np.zeros(_SPANS_AT_ONCE, int)
-            allowed = np.ones((_SPANS_AT_ONCE, mask.shape[1], len(self.tags)), bool)
-            for i, (row, example, span) in enumerate(some):
-                rows[i] = row
-                self._allow_only(span, example, allowed[i])
-            values = crf_head.probability(emissions[rows], mask[rows], allowed, params)
-            for (row, _, _), value in zip(some, np.asarray(values), strict=False):
-                probabilities[row].append(float(value))
+        asked = [self._span_tags(row, span, example) for row, example, span in flat]
+        values = span_probabilities(emissions, mask, params, asked)
+        for (row, _, _), value in zip(flat, values.tolist(), strict=True):
+            probabilities[row].append(value)
         return probabilities
 
-    def _allow_only(self, span: Span, example: Example, allowed: np.ndarray) -> None:
-        """Forbid every tag [T, K] under which ``span`` is no entity, or another one."""
+    def _span_tags(self, row: int, span: Span, example: Example) -> SpanTags:
+        """The tags under which ``span`` is this very entity, from its first word to the one behind it."""
         positions = self._positions(example)
         begin, inside = self.tags.index(f"B-{span.label}"), self.tags.index(f"I-{span.label}")
         first, last = (bisect.bisect_left(example.pieces.words, word) for word in (span.start, span.end))
+        behind = positions[last] + 1 if last < len(positions) else positions[last - 1] + 1
+        allowed = np.ones((behind - positions[first], len(self.tags)), bool)
         for place in range(first, last):
-            word, position = example.pieces.words[place], positions[place]
-            allowed[position] = False
-            allowed[position, begin if word == span.start else inside] = True
+            here = positions[place] - positions[first]
+            allowed[here] = False
+            allowed[here, begin if place == first else inside] = True
         if last < len(positions):
-            allowed[positions[last], inside] = False
-
-
-_SPANS_AT_ONCE = 32  # one static shape for each length
+            allowed[-1, inside] = False
+        return SpanTags(row, positions[first], allowed)

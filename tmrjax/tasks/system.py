@@ -40,6 +40,9 @@ from tmrjax.training.sharding import shard_batch
 from tmrjax.training.step import Head, Loss, make_loss, make_predict_step
 
 logger = logging.getLogger(__name__)
+# Lengths that text alone is padded to when it is read: a third above another at most, short posts closer. More of them
+# would spare little padding, and each costs its share of a second in every process that meets it.
+READING_LENGTHS = (16, 24, 32, 40, 56, 80, 112, 160, 224, 320, 448)
 # From a quarter to four, six to the octave; 1 is one of them.
 TEMPERATURES = tuple(2 ** (step / 6) for step in range(-12, 13))
 
@@ -294,6 +297,20 @@ class System:
 
     # ------------------------------------------------------------------ prediction
 
+    @property
+    def reading_lengths(self) -> tuple[int, ...]:
+        """Lengths that :meth:`predict` pads to: READING_LENGTHS, or two of ``buckets`` where pixels are read.
+
+        Pixels cost so much more than text that padding does not matter, and their programs take long to compile. A
+        system with one bucket depends on it, as the released code does, and keeps it.
+        """
+        longest = max(self.buckets)
+        if len(self.buckets) == 1:
+            return self.buckets
+        if self.method.pictures is not None:
+            return tuple(sorted({min(length for length in self.buckets if 2 * length >= longest), longest}))
+        return (*(length for length in READING_LENGTHS if length < longest), longest)
+
     def predict(self, *arguments: Any, **options: Any) -> list[Any]:
         """The predictions of :meth:`predict_as` for this system alone; arguments are those behind ``views``."""
         (found,) = self.predict_as((self,), *arguments, **options)
@@ -317,7 +334,9 @@ class System:
 
         A post that is read in windows becomes several rows; its prediction is made of all of them together.
         ``views``: systems that differ from this one by how they decode; posts are read once for all, each has its list
-        of predictions. ``progress`` wraps the iterator of batches, given their number.
+        of predictions. A batch has ``batch_size`` rows, or fewer where there are not so many: 1, 4, 16, 64, ... Each
+        size with each of :attr:`reading_lengths` is a program to compile. ``progress`` wraps the iterator of batches,
+        given their number.
         """
         results: list[list[Any]] = [[None] * len(examples) for _ in views]
         if not examples:
@@ -334,7 +353,8 @@ class System:
                 for row, prediction in view._decode(output, given, probabilities=probabilities).items():
                     found[owner_of[row]] = prediction
 
-        plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
+        size = min(batch_size, rows_for(len(rows), mesh.size))
+        plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.reading_lengths, size)
         batches = Batches(rows, plan, self.collator(pictures), jax.process_index(), jax.process_count())
         threads = num_threads if pictures else 0  # rows of text are made faster than a thread is woken
         for indices, batch in progress(batches.iterate(num_threads=threads), len(batches)):
@@ -365,6 +385,14 @@ class System:
         if not len(answers[1.0][0]):
             return 1.0, at
         return min(TEMPERATURES, key=lambda one: log_loss(*answers[one])), at
+
+
+def rows_for(posts: int, devices: int) -> int:
+    """How many rows a batch of so many posts has: 1, 4, 16, 64, ..., the same on each device."""
+    rows = 1
+    while rows * devices < posts:
+        rows *= 4
+    return rows * devices
 
 
 def tree_hash(tree: Any) -> str:
