@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -54,12 +55,12 @@ class Tagger(System):
                 f"the model has {self.method.num_labels} tags, but its tag set {len(self.tags)}: {self.tags}"
             )
 
-    @property
+    @functools.cached_property
     def tag_set(self) -> TagSet:
         """The BIO tags of the entity types."""
         return TagSet(self.labels)
 
-    @property
+    @functools.cached_property
     def tags(self) -> tuple[str, ...]:
         """The tags that the CRF runs over."""
         return RELEASE_TAGS if self.text.piece_tags else self.tag_set.tags
@@ -150,11 +151,15 @@ class Tagger(System):
         return example.pieces.word_starts if self.text.piece_tags else list(range(len(example.pieces.words)))
 
     def _word_tags(self, row: np.ndarray, example: Example) -> list[str]:
-        known = set(self.tag_set.tags)
-        tags = [self.tags[row[position]] for position in self._positions(example)]
-        # PAD, X, [CLS] and [SEP] of the released tag set are no entities: the released code lets them become some.
-        tags = [tag if tag in known else OUTSIDE for tag in tags]
+        indices, of_words = row.tolist(), self._tags_of_words
+        tags = [of_words[indices[position]] for position in self._positions(example)]
         return restore_tags(tags, example.pieces.words, len(example.record.tokens))
+
+    @functools.cached_property
+    def _tags_of_words(self) -> list[str]:
+        """PAD, X, [CLS] and [SEP] of the released tag set are no entities: the released code lets them become some."""
+        known = set(self.tag_set.tags)
+        return [tag if tag in known else OUTSIDE for tag in self.tags]
 
     def _span_probabilities(self, output, spans: Mapping[int, list]) -> dict[int, list[float]]:
         """p(span) = Z(sequences with this span) / Z, all spans of a batch at once."""
