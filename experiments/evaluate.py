@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.lib import command
 from experiments.lib.loop import progress_bar, restore_best
+from experiments.lib.measuring import Timer
 from experiments.lib.picture_changes import GREY, OWN, PICTURES, require_pictures, with_pictures, write_grey
 from experiments.lib.subsets import SUBSETS
+from tmrjax.compilation import Compiled
 from tmrjax.files import DataError
 from tmrjax.methods import name_of
 from tmrjax.records import read_dataset
@@ -96,7 +98,8 @@ def evaluate(
     require_pictures(system.method, pictures, records, dataset.root)
     size = batch_size or config["eval_batch_size"]
     size = -(-size // mesh.size) * mesh.size
-    step = system.predict_step(mesh)
+    timer = Timer()
+    step = Compiled(system.predict_step(mesh), timer)
     part = split if subset == "all" else f"{split}, {subset} ({len(records)} of {len(dataset.splits[split])})"
     kinds = [OWN, *(kind for kind in PICTURES if kind in pictures and kind != OWN)]
     reports, counts = {}, {}
@@ -134,6 +137,7 @@ def evaluate(
         "leaky_phrases": dataset.info.leaky_phrases,
         "leaky_regions": dataset.info.leaky_regions,
         "devices": mesh.size,
+        "compile_seconds": timer.compile_seconds,
         **reports[OWN],
     }
     if len(kinds) > 1:

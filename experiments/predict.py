@@ -132,6 +132,7 @@ def predict_file(source: Path, output: Path) -> None:
     digest, total = survey(source)
     predictor, kind, options, identity = loaded(source.parent)
     journal = Journal(output, identity | {"input": digest, "review": bool(FLAGS.review)})
+    begun, before = time.monotonic(), journal.counts["posts"]
     counts = journal.counts
     if journal.resumed:
         logger.info("%s: goes on behind line %d, %d posts are done", output, journal.line, counts["posts"])
@@ -154,6 +155,9 @@ def predict_file(source: Path, output: Path) -> None:
         journal.commit()
         journal.close()
     journal.finish()
+    compiling = predictor.compile_seconds + (options["entities"].compile_seconds if options.get("entities") else 0)
+    told = counts["posts"] - before, time.monotonic() - begun, compiling
+    logger.info("%d posts in %.1f s, %.1f s of them to compile or fetch programs", *told)
     print(summary(counts, kind, output, journal.skipped))
     if FLAGS.review:
         print(write_review(output, Path(FLAGS.review), FLAGS.review_posts))

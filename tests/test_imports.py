@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module belongs to the longest name that begins its own.
 ROOMS = (
     "tmrjax.files",
+    "tmrjax.compilation",
     "tmrjax.crf_fast",
     "tmrjax.crf",
     "tmrjax.attention",
@@ -39,6 +40,8 @@ MAY_IMPORT = {
 }
 # Flags, configs, PyTorch and what draws pictures have no place in the library.
 NEVER_IN_TMRJAX = {"absl", "ml_collections", "torch", "diffusers", "stanza", "tensorflow_datasets", "argparse"}
+# Seconds each; by far the most of what a first answer would wait for.
+SLOW_TO_IMPORT = ("transformers", "grain", "orbax", "optax", "huggingface_hub", "torch", "tensorflow")
 
 
 def module_name(path):
@@ -112,6 +115,23 @@ def test_no_module_imports_itself_by_way_of_others():
 
     for name in graph:
         visit(name, [])
+
+
+def test_prediction_waits_for_no_import_that_it_can_do_without():
+    """What takes long to import is imported where it is used, in no module that ``tmrjax.predict`` needs to start."""
+    known, slow, waiting, seen = modules("tmrjax"), set(SLOW_TO_IMPORT), ["tmrjax.predict"], set()
+    found = []
+    while waiting:
+        name = waiting.pop()
+        for line, module in imports(known[name], known, at_start=True):
+            if module.split(".")[0] in slow:
+                found.append(f"{name}:{line} imports {module}")
+            parts = module.split(".")
+            above = [".".join(parts[: size + 1]) for size in range(len(parts))]  # a package's __init__ runs too
+            new = {one for one in above if one in known} - seen
+            seen |= new
+            waiting += new
+    assert len(seen) > 40 and found == []
 
 
 def test_packages_keep_to_what_they_may_know():

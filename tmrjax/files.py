@@ -196,7 +196,10 @@ class FolderOfFiles:
 
 def jsonl_bytes(objects: Iterable[Mapping[str, Any]]) -> bytes:
     """One JSON object per line, UTF-8, LF; NaN and infinities raise ValueError."""
-    return "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in objects).encode("utf-8")
+    return "".join(_JSONL.encode(item) + "\n" for item in objects).encode("utf-8")
+
+
+_JSONL = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one for every line
 
 
 def sha256(data: bytes) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from tmrjax.compilation import Compiled, keep_compiled
 from tmrjax.encoders.folders import resolve
 from tmrjax.files import DataError, parse_json, read_bytes, sha256
 from tmrjax.inputs.lost import unknown_warning
@@ -75,6 +76,7 @@ class Predictor:
         system, meta: of the checkpoint.
         joiner: what stands between the ``tokens`` of a post in its text.
         num_threads: that make batches and decode their pictures.
+        compile_seconds: that went by until now to compile programs, or to fetch them from where they are kept.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Predictor:
         self.joiner = ("" if system.text.word_splitting in JOINED_WITHOUT_BLANKS else " ") if joiner is None else joiner
         self.mesh = make_mesh(devices)
         self.variables = replicate(variables, self.mesh)
-        step = system.predict_step(self.mesh)
+        self.compile_seconds = 0.0
+        step = Compiled(system.predict_step(self.mesh), self)
         self._step = one_at_a_time(step) if self.mesh.size > 1 else step
         self._said: set[str] = set()
         self._warning = threading.Lock()
@@ -111,6 +114,9 @@ class Predictor:
         num_threads: int = 2,
     ) -> Predictor:
         """The best checkpoint of a workdir with the temperature of its report, or an exported folder.
+
+        Compiled programs are kept for the next process (:func:`tmrjax.compilation.keep_compiled`): a folder that JAX
+        was told of, as by JAX_COMPILATION_CACHE_DIR, is used as it is; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 
         Args:
             workdir: of a training run or a conversion; a folder that :meth:`save` wrote; or "owner/name" of a model of
@@ -134,6 +140,7 @@ class Predictor:
             FileNotFoundError, PermissionError, ConnectionError: the hub does not give a model of this name
                 (:func:`tmrjax.encoders.folders.resolve`).
         """
+        keep_compiled()
         if isinstance(workdir, str) and not Path(workdir).exists():
             workdir = resolve(workdir, revision=revision, files=folder_files.FILES).path
         elif revision is not None:
@@ -219,8 +226,8 @@ class Predictor:
                 are carried through to the result, unless they look like a misspelt one of these.
             root: folder that paths of pictures are relative to. A path given as a string must not lead out of it; a
                 ``pathlib.Path`` may.
-            batch_size: posts at a time, rounded up to a multiple of the devices. Many posts are padded to whole
-                batches, so that few programs are compiled.
+            batch_size: posts at a time, rounded up to a multiple of the devices. Fewer posts are padded to 1, 4, 16,
+                64, ... rows, so that few programs are compiled.
             on_error: "raise", or "return" an object {"id", "error"} in the place of a post that cannot be read.
             allow_outside: lift the rule of ``root``.
             carry: keys to carry through although they look like a misspelt one.
@@ -279,10 +286,11 @@ class Predictor:
     def stream(self, posts: Iterable[Any], *, on_error: str = "raise", **options: Any) -> Iterator[dict[str, Any]]:
         """The results of :meth:`entities` or :meth:`relations`, post by post, in constant memory.
 
-        The next ``chunk`` posts (256 unless given) are prepared while the device works: at most two chunks are read
-        beyond the last result. With ``on_error="raise"`` the first bad post raises in its place, after the results of
-        those before it, and so does an error of the iterable. A :data:`tmrjax.prediction.ahead.PAUSE` among the posts
-        asks for the results of all before it. ``options``: ``chunk`` and those of the task's method.
+        The next ``chunk`` posts (1024 unless given, 256 with pictures) are sorted by length and prepared while the
+        device works: at most two chunks are read beyond the last result. With ``on_error="raise"`` the first bad post
+        raises in its place, after the results of those before it, and so does an error of the iterable. A
+        :data:`tmrjax.prediction.ahead.PAUSE` among the posts asks for the results of all before it. ``options``:
+        ``chunk`` and those of the task's method.
         """
         _check_on_error(on_error)
         numbers = itertools.count()
@@ -304,7 +312,7 @@ class Predictor:
         batch_size: int = 16,
         allow_outside: bool = False,
         carry: Sequence[str] = (),
-        chunk: int = 256,
+        chunk: int | None = None,
     ) -> Iterator[tuple[Given, dict[str, Any] | PostError]]:
         """Each post with its result or its error, in order; what :meth:`stream` and the command are made of."""
         if entities is not None:
@@ -315,6 +323,7 @@ class Predictor:
         def work(some: list[Given], first: int) -> tuple[list, list]:
             return self._chunk(some, first, options, size, entities, keep_none)
 
+        chunk = chunk or (1024 if self.system.method.pictures is None else 256)
         # Several processes must start their programs in one order, so there chunks come one by one.
         depth = DEPTH if jax.process_count() == 1 else 1
         for some, (found, read) in worked_ahead(work, posts, chunk, depth=depth):
@@ -332,9 +341,8 @@ class Predictor:
         _check_on_error(on_error)
         single = isinstance(posts, str | Mapping)
         given = [Given(post, f"post {index}") for index, post in enumerate([posts] if single else posts)]
-        # One post is read as one row; any other number in batches of one size, since each size is compiled anew.
-        size = 1 if len(given) == 1 else batch_size
-        found = self.outcomes(given, root=root, batch_size=size, allow_outside=allow_outside, carry=carry, **search)
+        options = {"root": root, "batch_size": batch_size, "allow_outside": allow_outside, "carry": carry}
+        found = self.outcomes(given, **options, **search)
         results = [outcome for _, outcome in found]
         errors = [outcome for outcome in results if isinstance(outcome, PostError)]
         if errors and on_error == "raise":

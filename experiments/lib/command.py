@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from tmrjax.compilation import keep_compiled
 from tmrjax.files import jsonl_bytes, write_atomic
 from tmrjax.inputs.base import Example
 from tmrjax.inputs.pictures import PictureSource
@@ -144,34 +144,13 @@ def start() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of its own defaults on every checkpoint
     logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every kind of accelerator that is not there
-    if FLAGS.compile_cache:
-        keep_compiled()
+    folder = keep_compiled() if FLAGS.compile_cache else None
+    if folder:
+        logger.info("compiled programs are kept in %s (--no-compile-cache: not)", folder)
+    elif not FLAGS.compile_cache:
+        jax.config.update("jax_enable_compilation_cache", False)  # nor does a library that the command calls
     if FLAGS.distributed or FLAGS.coordinator:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-
-
-def keep_compiled() -> None:
-    """Let JAX keep what it compiles in the user's cache folder; a folder that is set already is kept.
-
-    Its name has the kind of processor: JAX's key lacks it, and homes are shared by unlike machines.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
-    except OSError:
-        processor = platform.processor()
-    kind = hashlib.sha256(processor.encode()).hexdigest()[:8]
-    folder = Path(home) / "tmrjax" / f"compiled-{platform.machine()}-{kind}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logger.warning("compiled programs are not kept (%s); XDG_CACHE_HOME names another folder", error)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    logger.info("compiled programs are kept in %s (--no-compile-cache: not)", folder)
 
 
 def data_root(given: str | None, config: Mapping[str, Any]) -> str:

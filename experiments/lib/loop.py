@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments.lib.measuring import Compiled, Metrics, Timer, Trace
+from experiments.lib.measuring import Metrics, Timer, Trace
+from tmrjax.compilation import Compiled
 from tmrjax.inputs.batching import PlannedBatches
 from tmrjax.training.checkpoints import BEST, NEWEST, CheckpointError, CheckpointStore, load_best
 from tmrjax.training.sharding import owned, replicate, shard_batch

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +120,6 @@ class Timer:
     def seconds_per_step(self) -> float | None:
         """Median over the windows."""
         return float(np.median(self.windows)) if self.windows else None
-
-
-class Compiled:
-    """A jitted step compiled ahead, once per shape of batch, so that compilation is timed apart from running."""
-
-    def __init__(self, step: Callable, timer: Timer):
-        self._step, self._timer, self._by_shape = step, timer, {}
-
-    def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
-        """Run the step on this batch, compiling it first where its shape is new."""
-        shape = tuple((jax.tree_util.keystr(path), rows.shape) for path, rows in jax.tree.leaves_with_path(batch))
-        if shape not in self._by_shape:
-            start = time.perf_counter()
-            self._by_shape[shape] = self._step.lower(state, batch).compile()
-            self._timer.compile_seconds += time.perf_counter() - start
-        return self._by_shape[shape](state, batch)
 
 
 class Trace:

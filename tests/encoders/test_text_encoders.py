@@ -73,6 +73,25 @@ def test_one_layer_at_a_time_and_remat_equal_the_whole(name):
         text_encoder(config).apply({"params": params}, 2, jnp.ones((1, 2, 24)), mask, train=False, method="layer")
 
 
+@pytest.mark.parametrize("name", ["bert", "deberta-v2, own projections"])
+def test_outside_of_training_all_layers_are_one_function_of_the_program(name):
+    """With the same states as layers that are written out, which is how they are where something is kept of them."""
+    config, params, ids, mask = tiny(name)
+    encoder = text_encoder(config, remat=True)
+
+    def read(params, *, mutable):
+        found = encoder.apply({"params": params}, ids, mask, train=False, mutable=mutable)
+        return found[0] if mutable is False else found[0][0]
+
+    compute = jax.jit(functools.partial(read, mutable=False))
+    program = compute.lower(params).as_text()
+    assert config.num_hidden_layers > 1
+    assert program.count("func.func private @_without_dropout") == 1
+    assert program.count("call @_without_dropout") == config.num_hidden_layers
+    written_out = jax.jit(functools.partial(read, mutable=["intermediates"]))(params)
+    np.testing.assert_array_equal(compute(params), written_out)
+
+
 def prefix_of(config, params, states, mask):
     """Keys and values that layer 0 makes of ``states`` [B,P,D], in float64."""
     layer = params["layer_0"]["attention"]

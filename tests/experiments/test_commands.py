@@ -1,4 +1,4 @@
-"""How every command starts and fails: one clear line, the right exit code, compiled programs kept."""
+"""How every command starts and fails: one clear line, the right exit code."""
 
 import dataclasses
 import os
@@ -8,7 +8,6 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -105,17 +104,3 @@ def test_an_error_of_the_threads_that_prepare_batches_is_told_of_by_its_own_word
     for error in (found.value, DataError("f:3", "x", "y", "Do z."), CheckpointError("c: damaged")):
         again = pickle.loads(pickle.dumps(error))  # as worker processes hand it over
         assert type(again) is type(error) and command.one_line(again) == command.one_line(error)
-
-
-def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
-    given = jax.config.jax_compilation_cache_dir
-    command.keep_compiled()
-    assert jax.config.jax_compilation_cache_dir == given  # set by conftest.py: kept
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        command.keep_compiled()
-        [folder] = (tmp_path / "tmrjax").iterdir()
-        assert jax.config.jax_compilation_cache_dir == str(folder) and folder.name.startswith("compiled-")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", given)

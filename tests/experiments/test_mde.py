@@ -20,7 +20,8 @@ from experiments import evaluate_mde
 from experiments.configs.mde import get_config
 from experiments.lib import experiment, pairs
 from experiments.lib.build_estimator import build_estimator, initial_variables
-from experiments.lib.measuring import Compiled, Timer
+from experiments.lib.measuring import Timer
+from tmrjax.compilation import Compiled
 from tmrjax.divergence import score
 from tmrjax.divergence.corpus import CLASSES, Pair, open_corpus, write_corpus
 from tmrjax.divergence.system import Estimator

@@ -1,6 +1,7 @@
 """Features of a system: the cache is of one arithmetic, and the compiled ResNet does not carry its weights."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from tmrjax.encoders.text.bert import BertConfig
 from tmrjax.inputs.collate import Batches
 from tmrjax.inputs.packing import INDEX
 from tmrjax.inputs.settings import TextSettings
+from tmrjax.methods.bert_crf import BertCRF
 from tmrjax.models import TMRForNER
 from tmrjax.records import Record
 from tmrjax.tasks.entities import Tagger
-from tmrjax.tasks.system import PictureSettings
+from tmrjax.tasks.system import PictureSettings, rows_for
 from tmrjax.text.tokenizers import load_tokenizer
 from tmrjax.training.sharding import make_mesh
 
@@ -100,6 +102,32 @@ def test_the_weights_are_an_argument_of_the_program(system, variables):
     encode = system.picture_states(("tokens",))
     assert not _has_weights(encode.lower(resnet, pixels), resnet)
     assert _has_weights(jax.jit(lambda pixels: encode(resnet, pixels)).lower(pixels), resnet)  # what it was once
+
+
+def test_no_predicting_program_has_weights(system):
+    """Neither the encoder's, nor those that it hands to the program of its layers."""
+    mesh, batch = make_mesh(1), system.collator(system.pixels(Path()))([None], 8)
+    weights = jax.eval_shape(lambda: system.method.init(jax.random.key(0), system.dummy_batch(), train=False))
+    assert not _has_weights(system.predict_step(mesh).lower(weights, batch), weights)
+    generator = np.random.default_rng(0)
+    held = jax.tree.map(lambda leaf: generator.random(leaf.shape, np.float32), weights)
+    step = system.predict_step(mesh)
+    assert _has_weights(jax.jit(lambda batch: step(held, batch)).lower(batch), weights)  # so the test can fail
+
+
+def test_text_is_padded_to_close_lengths_and_pixels_to_two(system):
+    text = dataclasses.replace(TextSettings(8, 3), max_pieces=90)
+    one = dataclasses.replace(system, text=text, buckets=(90,))
+    several = dataclasses.replace(system, text=text, buckets=(24, 40, 56, 90))
+    assert one.reading_lengths == (90,)  # as the released code: what it reads hangs on the length
+    assert several.reading_lengths == (56, 90)
+    alone = dataclasses.replace(several, method=BertCRF(text=system.method.text, num_labels=3), fitted=())
+    assert alone.reading_lengths == (16, 24, 32, 40, 56, 80, 90)
+
+
+def test_as_many_rows_as_posts_nearly():
+    assert [rows_for(posts, 1) for posts in (1, 2, 4, 5, 17, 65)] == [1, 4, 4, 16, 64, 256]
+    assert [rows_for(posts, 3) for posts in (1, 4, 13)] == [3, 12, 48]
 
 
 def _has_weights(lowered, resnet):

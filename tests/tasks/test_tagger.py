@@ -125,9 +125,39 @@ def test_span_probabilities_equal_enumeration(tagger, variables, temperature):
                 for path, weight in weights.items()
                 if (start, end, span.label) in spans_from_tags(tagger.tag_set.decode(path), strict=True)
             )
-            assert probability == pytest.approx(matching / sum(weights.values()), rel=1e-4)
+            assert probability == pytest.approx(matching / sum(weights.values()), rel=1e-5)
             checked += 1
     assert checked >= 2
+
+
+def test_other_lengths_and_fewer_rows_change_rounding_alone(tagger, variables, monkeypatch):
+    """The same posts in batches of eight rows of one length, and one by one in rows as long as each needs."""
+    mesh, shapes = make_mesh(1), []
+    step = tagger.predict_step(mesh)
+    close = dataclasses.replace(tagger, buckets=(4, 8))
+    monkeypatch.setattr("tmrjax.tasks.system.READING_LENGTHS", (4, 6))
+    assert close.reading_lengths == (4, 6, 8)
+
+    def told(variables, batch):
+        shapes.append(batch["input_ids"].shape)
+        return step(variables, batch)
+
+    examples = tagger.encode(RECORDS)
+    arguments = (told, variables, examples, None, mesh)
+    together = tagger.predict(*arguments, batch_size=8, probabilities=True)
+    assert {length for _, length in shapes} == {8}
+    shapes.clear()
+    apart = [
+        close.predict(told, variables, [example], None, mesh, batch_size=8, probabilities=True)[0]
+        for example in examples
+    ]
+    assert {rows for rows, _ in shapes} <= {1, 4} and (1, 4) in shapes and len({length for _, length in shapes}) > 1
+    found = 0
+    for one, other in zip(together, apart, strict=True):
+        assert one.tags == other.tags and one.spans == other.spans
+        np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
+        found += len(one.spans)
+    assert found > 2
 
 
 def test_the_temperature_of_least_log_loss_is_found(tagger, variables):

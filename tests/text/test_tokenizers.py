@@ -36,6 +36,35 @@ def test_it_reads_what_was_saved(saved):
     assert tokenizer("harbour")["input_ids"] == [2, 5, 6, 3] and tokenizer.mask_token == "[MASK]"
 
 
+def test_a_checkpoints_tokenizer_equals_that_of_transformers(tmp_path):
+    """Ours of the same file, which asks to cut and to pad; special tokens in a text, one that the vocabulary lacks."""
+    import transformers
+    from tokenizers import Tokenizer
+
+    folder = write_wordpiece(tmp_path, lower=True, tokenizer_class="BertTokenizer")
+    backend = Tokenizer.from_str(load_tokenizer(folder).backend_tokenizer.to_str())
+    backend.enable_truncation(4)
+    backend.enable_padding(length=30)
+    special = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
+    special |= {"mask_token": "[GAP]"}
+    ours = tokenizer_from_json({"tokenizer": backend.to_str(), "special_tokens": special})
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    assert len(ours) == len(theirs) and ours.all_special_ids == theirs.all_special_ids
+    assert [getattr(ours, f"{role}_id") for role in special] == [getattr(theirs, f"{role}_id") for role in special]
+    words = [*HARD_WORDS, "[SEP]", "[GAP]"]
+    for options in ({}, {"add_special_tokens": False}, {"split_special_tokens": True}):
+        mine, other = (one(words, is_split_into_words=True, verbose=False, **options) for one in (ours, theirs))
+        assert mine["input_ids"] == other["input_ids"] and mine.word_ids() == other.word_ids(), options
+        assert ours(" ".join(words), **options)["input_ids"] == theirs(" ".join(words), **options)["input_ids"]
+    assert ours(words)["input_ids"] == theirs(words)["input_ids"]
+    tokens = ["harbour", "[GAP]", "nowhere to be found"]
+    assert ours.convert_tokens_to_ids(tokens) == theirs.convert_tokens_to_ids(tokens)
+    assert ours.convert_tokens_to_ids("[CLS]") == ours.cls_token_id
+    assert ours.convert_ids_to_tokens(ours.all_special_ids) == theirs.convert_ids_to_tokens(theirs.all_special_ids)
+    with pytest.raises(ValueError, match="does not cut"):
+        ours("a", truncation=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -80,10 +80,3 @@ def constrain(params: CRFParams, tags: tuple[str, ...] | None) -> CRFParams:
 def decode(emissions: Array, mask: Array, params: CRFParams) -> Array:
     """The best tags [B, W] of emissions [B, W, K] under a CRF as it is."""
     return crf.viterbi_decode(emissions, mask, params)[0]
-
-
-@jax.jit
-def probability(emissions: Array, mask: Array, allowed: Array, params: CRFParams) -> Array:
-    """p [B]: the share of all tag sequences, by weight, whose tags are ``allowed`` [B, W, K] at every word."""
-    constrained = crf.constrained_log_normalizer(emissions, mask, allowed, params)
-    return jnp.minimum(jnp.exp(constrained - crf.log_normalizer(emissions, mask, params)), 1)

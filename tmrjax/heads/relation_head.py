@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import optax
 from jax import Array
 
 from tmrjax.heads.outputs import Outputs
@@ -19,6 +18,8 @@ class RelationHead:
 
     def loss(self, outputs: Outputs, batch: dict[str, Array]) -> Array:
         """Eq. 11 for each post, [B]: −log softmax(logits)[relation]."""
+        import optax  # prediction needs none, and it is slow to import
+
         return optax.softmax_cross_entropy_with_integer_labels(outputs.scores, batch["relation"])
 
     def predict(self, outputs: Outputs, batch: dict[str, Array]) -> dict[str, Array]:

@@ -1,4 +1,5 @@
-"""Which examples form which batch, and a stream of batches from any step on. The only module that imports grain.
+"""Which examples form which batch, and a stream of batches from any step on. The only module that imports grain, once
+a stream asks for threads: the import takes longer than the reading of a few posts.
 
 The order of a run is a pure function of (seed, step), so the position of a run is one number, the step, which any
 number of workers can resume from.
@@ -126,10 +127,12 @@ class PlannedBatches:
         """Batches from step ``start`` on, in order, prepared ahead by threads or (``num_workers``) by processes.
 
         At least ``prefetch`` batches are prepared ahead, and as many as there are threads: each thread makes one.
-        ``place`` is what becomes of each batch, such as a copy on the devices: a thread of its own calls it, so that
-        the next batch lies there before it is asked for, and one more waits. Close the iterator where it is left
-        before its end.
+        Without threads and workers each batch is made when it is asked for. ``place`` is what becomes of each batch,
+        such as a copy on the devices: a thread of its own calls it, so that the next batch lies there before it is
+        asked for, and one more waits. Close the iterator where it is left before its end.
         """
+        if not num_threads and not num_workers:
+            return self._when_asked(start, place)
         import grain  # not on top: an exported folder plans its batches without it
 
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
@@ -140,3 +143,8 @@ class PlannedBatches:
             placed = dataset.map(lambda found: (found[0], place(found[1])))
             dataset = grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=1)
         return iter(dataset)
+
+    def _when_asked(self, start: int, place: Callable[[Mapping[str, Any]], Any] | None) -> Iterator:
+        for step in range(start, len(self)):
+            indices, batch = self[step]
+            yield indices, batch if place is None else place(batch)

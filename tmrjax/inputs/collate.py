@@ -71,7 +71,7 @@ def _fill(array: Any, row: int, value: Any) -> None:
             _fill(part, row, content)
     elif isinstance(value, np.ndarray):
         array[(row, *(slice(0, size) for size in value.shape))] = value
-    elif np.ndim(value):
+    elif isinstance(value, list) or np.ndim(value):
         array[row, : len(value)] = value
     else:
         array[row] = value

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
 from tmrjax import __version__
 from tmrjax.tasks.report import marks_of
 
@@ -37,6 +35,8 @@ def model_card(
         reads_pictures: whether the method does. name: what the model is loaded by.
         languages: codes as ``en``. licence: of the hub's list.
     """
+    from huggingface_hub import ModelCardData  # half a second that only who writes a card should wait for
+
     task, what = TASKS[meta["task"]]
     method = meta["method"]["name"]
     data = meta.get("dataset") or {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,13 +14,14 @@ import numpy as np
 
 from tmrjax.heads import crf_head
 from tmrjax.heads.crf_head import CRFHead
+from tmrjax.heads.span_probabilities import SpanTags, span_probabilities
 from tmrjax.inputs.base import Example
 from tmrjax.inputs.labels import RELEASE_TAGS, Tags
 from tmrjax.inputs.lost import count_words
 from tmrjax.inputs.pieces import windows_of
 from tmrjax.tasks.report import entity_report
 from tmrjax.tasks.system import System
-from tmrjax.text.tags import Span, TagSet, allow_only, scored_tags, spans_from_tags
+from tmrjax.text.tags import OUTSIDE, Span, TagSet, allow_only, restore_tags, spans_from_tags
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +55,12 @@ class Tagger(System):
                 f"the model has {self.method.num_labels} tags, but its tag set {len(self.tags)}: {self.tags}"
             )
 
-    @property
+    @functools.cached_property
     def tag_set(self) -> TagSet:
         """The BIO tags of the entity types."""
         return TagSet(self.labels)
 
-    @property
+    @functools.cached_property
     def tags(self) -> tuple[str, ...]:
         """The tags that the CRF runs over."""
         return RELEASE_TAGS if self.text.piece_tags else self.tag_set.tags
@@ -148,8 +151,15 @@ class Tagger(System):
         return example.pieces.word_starts if self.text.piece_tags else list(range(len(example.pieces.words)))
 
     def _word_tags(self, row: np.ndarray, example: Example) -> list[str]:
-        tags = [self.tags[row[position]] for position in self._positions(example)]
-        return scored_tags(tags, example.pieces.words, len(example.record.tokens), self.labels)
+        indices, of_words = row.tolist(), self._tags_of_words
+        tags = [of_words[indices[position]] for position in self._positions(example)]
+        return restore_tags(tags, example.pieces.words, len(example.record.tokens))
+
+    @functools.cached_property
+    def _tags_of_words(self) -> list[str]:
+        """PAD, X, [CLS] and [SEP] of the released tag set are no entities: the released code lets them become some."""
+        known = set(self.tag_set.tags)
+        return [tag if tag in known else OUTSIDE for tag in self.tags]
 
     def _span_probabilities(self, output, spans: Mapping[int, list]) -> dict[int, list[float]]:
         """p(span) = Z(sequences with this span) / Z, all spans of a batch at once."""
@@ -160,17 +170,17 @@ class Tagger(System):
         emissions, mask, params = (jax.device_get(output[name]) for name in ("emissions", "mask", "crf"))
         if self.temperature != 1:
             emissions, params = jax.tree.map(lambda scores: scores / self.temperature, (emissions, params))
-        for start in range(0, len(flat), _SPANS_AT_ONCE):
-            some = flat[start : start + _SPANS_AT_ONCE]
-            rows = np.zeros(_SPANS_AT_ONCE, int)
-            allowed = np.ones((_SPANS_AT_ONCE, mask.shape[1], len(self.tags)), bool)
-            for i, (row, example, span) in enumerate(some):
-                rows[i] = row
-                allow_only(span, example.pieces.words, self._positions(example), self.tags, allowed[i])
-            values = crf_head.probability(emissions[rows], mask[rows], allowed, params)
-            for (row, _, _), value in zip(some, np.asarray(values), strict=False):
-                probabilities[row].append(float(value))
+        asked = [self._span_tags(row, span, example) for row, example, span in flat]
+        values = span_probabilities(emissions, mask, params, asked)
+        for (row, _, _), value in zip(flat, values.tolist(), strict=True):
+            probabilities[row].append(value)
         return probabilities
 
-
-_SPANS_AT_ONCE = 32  # one static shape for each length
+    def _span_tags(self, row: int, span: Span, example: Example) -> SpanTags:
+        """The tags under which ``span`` is this very entity, from its first word to the one behind it."""
+        words, positions = example.pieces.words, self._positions(example)
+        first, last = (bisect.bisect_left(words, word) for word in (span.start, span.end))
+        behind = positions[last] + 1 if last < len(positions) else positions[last - 1] + 1
+        allowed = np.ones((behind - positions[first], len(self.tags)), bool)
+        allow_only(span, words, [position - positions[first] for position in positions], self.tags, allowed)
+        return SpanTags(row, positions[first], allowed)

@@ -38,6 +38,9 @@ from tmrjax.training.sharding import shard_batch
 from tmrjax.training.step import Head, Loss, make_loss, make_predict_step
 
 logger = logging.getLogger(__name__)
+# Lengths that text alone is padded to when it is read: a third above another at most, short posts closer. More of them
+# would spare little padding, and each costs its share of a second in every process that meets it.
+READING_LENGTHS = (16, 24, 32, 40, 56, 80, 112, 160, 224, 320, 448)
 # From a quarter to four, six to the octave; 1 is one of them.
 TEMPERATURES = tuple(2 ** (step / 6) for step in range(-12, 13))
 
@@ -215,6 +218,20 @@ class System(PictureSources):
 
     # ------------------------------------------------------------------ prediction
 
+    @property
+    def reading_lengths(self) -> tuple[int, ...]:
+        """Lengths that :meth:`predict` pads to: READING_LENGTHS, or two of ``buckets`` where pixels are read.
+
+        Pixels cost so much more than text that padding does not matter, and their programs take long to compile. A
+        system with one bucket depends on it, as the released code does, and keeps it.
+        """
+        longest = max(self.buckets)
+        if len(self.buckets) == 1:
+            return self.buckets
+        if self.method.pictures is not None:
+            return tuple(sorted({min(length for length in self.buckets if 2 * length >= longest), longest}))
+        return (*(length for length in READING_LENGTHS if length < longest), longest)
+
     def predict(self, *arguments: Any, **options: Any) -> list[Any]:
         """The predictions of :meth:`predict_as` for this system alone; arguments are those behind ``views``."""
         (found,) = self.predict_as((self,), *arguments, **options)
@@ -239,8 +256,10 @@ class System(PictureSources):
 
         A post that is read in windows becomes several rows; its prediction is made of all of them together.
         ``views``: systems that differ from this one by how they decode; posts are read once for all, each has its list
-        of predictions. ``progress`` wraps the iterator of batches, given their number. ``num_threads``,
-        ``num_workers``: see :meth:`tmrjax.inputs.batching.PlannedBatches.iterate`.
+        of predictions. A batch has ``batch_size`` rows, or fewer where there are not so many: 1, 4, 16, 64, ... Each
+        size with each of :attr:`reading_lengths` is a program to compile. ``progress`` wraps the iterator of batches,
+        given their number. ``num_threads``, ``num_workers``: see
+        :meth:`tmrjax.inputs.batching.PlannedBatches.iterate`; for text alone there is no thread.
 
         A batch is decoded after the next one has been handed to the devices, which so never wait for the host.
         """
@@ -259,7 +278,8 @@ class System(PictureSources):
                 for row, prediction in view._decode(output, given, probabilities=probabilities).items():
                     found[owner_of[row]] = prediction
 
-        plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.buckets, batch_size)
+        size = min(batch_size, rows_for(len(rows), mesh.size))
+        plan = BatchPlan([len(row.pieces.input_ids) for row in rows], self.reading_lengths, size)
         packing = self.packing(pictures, mesh)
         batches = Batches(
             rows, plan, self.collator(pictures), jax.process_index(), jax.process_count(), packing=packing
@@ -277,9 +297,9 @@ class System(PictureSources):
                     joined, waiting[owner] = self._joined(output, waiting[owner]), [None] * len(waiting[owner])
                     decode(joined, {0: examples[owner]}, {0: owner})
 
-        stream = batches.iterate(
-            num_threads=num_threads, num_workers=num_workers, place=lambda batch: shard_batch(batch, mesh)
-        )
+        # Rows of text are made faster than a thread is woken.
+        threads, workers = (num_threads, num_workers) if pictures else (0, 0)
+        stream = batches.iterate(num_threads=threads, num_workers=workers, place=lambda batch: shard_batch(batch, mesh))
         late = None
         with contextlib.closing(stream):
             for indices, batch in progress(stream, len(batches)):
@@ -304,3 +324,11 @@ class System(PictureSources):
         if not len(answers[1.0][0]):
             return 1.0, at
         return min(TEMPERATURES, key=lambda one: log_loss(*answers[one])), at
+
+
+def rows_for(posts: int, devices: int) -> int:
+    """How many rows a batch of so many posts has: 1, 4, 16, 64, ..., the same on each device."""
+    rows = 1
+    while rows * devices < posts:
+        rows *= 4
+    return rows * devices

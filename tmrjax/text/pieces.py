@@ -63,13 +63,13 @@ def pieces_of_words(tokenizer: Tokenizer, tokens: Sequence[str]) -> list[list[in
 def _ordinary(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """The ids, special ones made unknown: SentencePiece's unigrams find "</s>" in a text whatever is asked for."""
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
-    return [unknown if i in special else i for i in ids]
+    return ids if special.isdisjoint(ids) else [unknown if i in special else i for i in ids]
 
 
 def unknown_words(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]]) -> list[int]:
     """Words of whose pieces at least half are [UNK]."""
     unknown = tokenizer.unk_token_id
-    return [word for word, ids in enumerate(pieces) if ids and 2 * sum(i == unknown for i in ids) >= len(ids)]
+    return [word for word, ids in enumerate(pieces) if unknown in ids and 2 * ids.count(unknown) >= len(ids)]
 
 
 def encode_words(

@@ -1,7 +1,8 @@
 """The tokenizer of an encoder's folder, and the same tokenizer inside a checkpoint.
 
-All are fast tokenizers of transformers, of the libraries' own three kinds: WordPiece (BERT, ELECTRA, DistilBERT), pairs
-of bytes (RoBERTa) and SentencePiece's unigrams (XLM-R, DeBERTa-v2 and -v3). BERTweet's is
+All are fast tokenizers, of the libraries' own three kinds: WordPiece (BERT, ELECTRA, DistilBERT), pairs of bytes
+(RoBERTa) and SentencePiece's unigrams (XLM-R, DeBERTa-v2 and -v3). A folder's WordPiece is read by transformers; every
+other one, and each inside of a checkpoint, is a :class:`tmrjax.text.fast_tokenizer.FastTokenizer`. BERTweet's is
 :class:`tmrjax.text.tweets.TweetTokenizer`. Words are read one by one: a word that begins a text has the same pieces as
 one in the middle, with the sign of a blank before it where a kind has one (Ġ, ▁).
 """
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tmrjax.files import DataError
+from tmrjax.text.fast_tokenizer import ROLES, FastTokenizer
 from tmrjax.text.tweets import TweetTokenizer, merges_backend, read_merges, read_vocabulary, vocabulary_backend
 
-_SPECIAL_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Where a folder does not say them: BERT's and DeBERTa's, or RoBERTa's; those that the vocabulary has.
 _USUAL = {
     "unk_token": ("[UNK]", "<unk>"),
@@ -173,7 +174,7 @@ def _convert_sentencepiece(name: str, folder: Path):
 
 
 def _wrap(backend, settings: Mapping[str, Any], folder: Path):
-    """The tokenizer of transformers around a backend, with the special tokens that the folder names, or the usual."""
+    """The tokenizer around a backend, with the special tokens that the folder names, or the usual."""
     special = {}
     for role, usual in _USUAL.items():
         found = settings.get(role)
@@ -185,16 +186,7 @@ def _wrap(backend, settings: Mapping[str, Any], folder: Path):
         raise ValueError(
             f"{folder}: its vocabulary has no {', '.join(missing)}; special_tokens_map.json must say what they are"
         )
-    return _fast(backend, special)
-
-
-def _fast(backend, special: Mapping[str, str | None]):
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    # It has an opinion of its own about blanks before words.
-    tokenizer.backend_tokenizer.pre_tokenizer = backend.pre_tokenizer
-    return tokenizer
+    return FastTokenizer(backend, special)
 
 
 # --- inside a checkpoint ---------------------------------------------------------------------------------------------
@@ -202,7 +194,7 @@ def _fast(backend, special: Mapping[str, str | None]):
 
 def tokenizer_to_json(tokenizer) -> dict[str, Any]:
     """A tokenizer as JSON: "tokenizer" and "special_tokens", and "merges" for BERTweet's."""
-    special = {name: getattr(tokenizer, name) for name in _SPECIAL_TOKENS}
+    special = {name: getattr(tokenizer, name) for name in ROLES}
     saved = {"tokenizer": tokenizer.backend_tokenizer.to_str(), "special_tokens": special}
     return saved | ({"merges": tokenizer.merges.to_str()} if isinstance(tokenizer, TweetTokenizer) else {})
 
@@ -210,7 +202,7 @@ def tokenizer_to_json(tokenizer) -> dict[str, Any]:
 def tokenizer_from_json(saved: Mapping[str, Any]):
     """The tokenizer of :func:`tokenizer_to_json`, without any folder.
 
-    Only the five special tokens get through; other keyword arguments of transformers could name files or classes.
+    Only the five special tokens get through.
     Raises :class:`tmrjax.files.DataError` for what is no such JSON.
     """
     where = "the tokenizer of a checkpoint"
@@ -224,10 +216,10 @@ def tokenizer_from_json(saved: Mapping[str, Any]):
     texts, special = [saved["tokenizer"], *([saved["merges"]] if "merges" in saved else [])], saved["special_tokens"]
     if not all(isinstance(text, str) for text in texts) or not isinstance(special, Mapping):
         raise fail("other types", "strings and an object")
-    foreign = [name for name in special if name not in _SPECIAL_TOKENS]
+    foreign = [name for name in special if name not in ROLES]
     if foreign or not all(isinstance(token, str | None) for token in special.values()):
         found = f"the special tokens {', '.join(map(repr, foreign))}"[:200] if foreign else "a special token of no text"
-        raise fail(found, f"texts for some of {', '.join(_SPECIAL_TOKENS)}")
+        raise fail(found, f"texts for some of {', '.join(ROLES)}")
     backend, *merges = (_parse(text, where) for text in texts)
-    tokenizer = _fast(backend, special)
+    tokenizer = FastTokenizer(backend, special)
     return TweetTokenizer(tokenizer, *merges) if merges else tokenizer

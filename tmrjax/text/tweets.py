@@ -193,7 +193,7 @@ class TweetEncoding(dict):
 
 
 class TweetTokenizer:
-    """A fast tokenizer of transformers over pieces (``pieces``), behind the normalisation and the merges.
+    """A fast tokenizer over pieces (``pieces``), behind the normalisation and the merges.
 
     Everything but the call is the inner tokenizer's.
     """

@@ -16,14 +16,16 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from tmrjax.training.sharding import replicated
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,16 @@ def _opened(meta: Any, directory: Path, state: Any = None) -> dict[str, Any]:
     return {name: value for name, value in meta.items() if name not in hashes}
 
 
+def _orbax() -> Any:
+    """Orbax, imported where a checkpoint is opened: the library without one, or with an exported folder, starts
+    sooner."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
 def _manager(directory: Path, *, create: bool) -> ocp.CheckpointManager:
+    ocp = _orbax()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, create=create, read_only=not create, enable_async_checkpointing=False
     )
@@ -127,6 +138,7 @@ class CheckpointStore:
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Write a tree of arrays and its JSON; raises CheckpointError, the previous one intact, where that fails."""
+        ocp = _orbax()
         if step in self._manager.all_steps():  # a run that died between this save and the next one comes by again
             self._manager.delete(step)
         try:
@@ -147,6 +159,7 @@ class CheckpointStore:
 
         Raises CheckpointError where it is damaged or of another structure.
         """
+        ocp = _orbax()
         sharding = replicated(mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template)
         arguments = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
@@ -160,7 +173,7 @@ class CheckpointStore:
         if step is None:
             return None
         directory = self.directory / str(step)
-        return _opened(_read(self._manager, step, directory, meta=ocp.args.JsonRestore())["meta"], directory)
+        return _opened(_read(self._manager, step, directory, meta=_orbax().args.JsonRestore())["meta"], directory)
 
     def close(self) -> None:
         """Release Orbax's threads."""
@@ -179,7 +192,7 @@ def _latest_step(manager: ocp.CheckpointManager, directory: Path) -> int | None:
 def _read(manager: ocp.CheckpointManager, step: int, directory: Path, **items: Any) -> Any:
     """Items of a checkpoint; whatever Orbax, tensorstore or JSON say of damaged files becomes a CheckpointError."""
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        return manager.restore(step, args=_orbax().args.Composite(**items))
     except Exception as error:  # of many classes: JSONDecodeError, KeyError, ValueError of tensorstore, ...
         raise _damaged(directory, f"{type(error).__name__}: {error}") from error
 
@@ -194,6 +207,7 @@ def load_best(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         newest = Path(workdir) / NEWEST
         hint = "the run has not finished its first epoch" if newest.is_dir() else "is it the workdir of a training run?"
         raise CheckpointError(f"{workdir}: no checkpoint under {BEST}/; {hint}")
+    ocp = _orbax()
     try:
         manager = _manager(directory, create=False)
     except Exception as error:

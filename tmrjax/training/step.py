@@ -7,15 +7,17 @@ devices. Nothing here touches the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from tmrjax.training.sharding import replicated, split_rows
+
+if TYPE_CHECKING:
+    import optax
 
 Batch = Mapping[str, Any]
 
@@ -108,6 +110,8 @@ def make_train_step(
     The loss is the mean over the posts of the whole batch, so that neither rows of padding nor the number of devices
     nor ``accumulate`` (parts of the batch whose gradients are added before the update) changes it.
     """
+    import optax  # prediction needs none, and it is slow to import
+
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch):

@@ -3,10 +3,12 @@
 An encoder is a subclass of :class:`TextTransformer` that says how its embeddings and its layers are made.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -97,9 +99,12 @@ class TextTransformer(nn.Module):
         """Layer ``index`` alone, [B,T,D] → [B,T,D]; raises ValueError where there is no such layer."""
         self._check_layer(index)
         # One row per piece: XLA's CPU products of matrices are faster, forward and backward, than of three-way arrays.
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        block = getattr(self, f"layer_{index}")
-        return block(flat, attention_mask.astype(bool), prefix, self.shared(), train).reshape(hidden.shape)
+        flat, name = hidden.reshape(-1, hidden.shape[-1]), f"layer_{index}"
+        arguments = flat, attention_mask.astype(bool), prefix, self.shared()
+        if train or self.scope.mutable or not self.has_variable("params", name):
+            return getattr(self, name)(*arguments, train).reshape(hidden.shape)
+        block = self.layer_type(self.config, self.dtype, parent=None)
+        return _without_dropout(block, self.variables["params"][name], *arguments).reshape(hidden.shape)
 
     def fused_layer(
         self, index: int, hidden: Array, attention_mask: Array, fusion: Fusion, *, train: bool
@@ -182,3 +187,10 @@ class TextTransformer(nn.Module):
                 f"{shape[1]} word pieces exceed this encoder's {self.config.max_length} positions "
                 "(max_position_embeddings): cut the text into shorter pieces"
             )
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _without_dropout(block: nn.Module, params: Any, *arguments: Any) -> Array:
+    """A layer outside of training: traced once for all layers of one size, which a predicting program is mostly made
+    of. XLA puts its body in the place of each call."""
+    return block.apply({"params": params}, *arguments, False)
