@@ -8,6 +8,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module belongs to the longest name that begins its own.
 ROOMS = (
     "tmrjax.files",
+    "tmrjax.crf_arguments",
+    "tmrjax.crf_parallel",
     "tmrjax.crf_fast",
     "tmrjax.crf",
     "tmrjax.attention",
