@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "tmrjax.files",
     "tmrjax.compilation",
+    "tmrjax.crf_arguments",
+    "tmrjax.crf_parallel",
     "tmrjax.crf_fast",
     "tmrjax.crf",
     "tmrjax.attention",

@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tmrjax import crf_fast
-from tmrjax.crf_fast import computed_by, finite
+from tmrjax.crf_arguments import computed_by
+from tmrjax.crf_parallel import finite
 
 
 class CRFParams(NamedTuple):

@@ -7,12 +7,15 @@ conceivable one; the scan keeps the smallest such sum, and where it falls below 
 with an ordinary log-sum-exp. Both are exact to float error. The gradient is not autodiff through the scan but backward
 smoothing: p(y_{t-1} | y_t, e), applied from the last position to the first, gives the marginals.
 
-The functions take arguments that :func:`computed_by` has checked: emissions [B,T,K] and the three parameters in the
-computing type, mask bool [B,T], tags int32 [B,T], allowed bool [B,T,K].
+So much for a CPU. On a GPU or TPU each step of a scan is several launches and a branch waits for the host; there the
+recursions run as :mod:`tmrjax.crf_parallel` has them, without either. Which of the two a program holds is decided when
+it is lowered, by the platform that it is lowered for.
+
+The functions take arguments that :func:`tmrjax.crf_arguments.computed_by` has checked: emissions [B,T,K] and the three
+parameters in the computing type, mask bool [B,T], tags int32 [B,T], allowed bool [B,T,K].
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -22,70 +25,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Params = tuple[Array, Array, Array]
-"""transitions [K,K], start_transitions [K], end_transitions [K]."""
+from tmrjax import crf_parallel
+from tmrjax.crf_arguments import Params
+from tmrjax.crf_parallel import finite, normalized
+
+UNROLL = 8
+"""Steps of decoding that a GPU or TPU takes at once: their scan has few operations a step."""
 
 
-def computed_by(fast: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a textbook recursion with the function that computes the same faster.
-
-    The decorated function checks its arguments and calls `fast`. Its attribute `reference` checks them as well and
-    calls the body that was written down.
-
-    Raises:
-        ValueError: when called with shapes that don't belong together, naming both, or with tags that aren't integers.
-    """
-
-    def decorate(reference: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(reference)
-
-        @functools.wraps(reference)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return fast(**_checked(**signature.bind(*args, **kwargs).arguments))
-
-        @functools.wraps(reference)
-        def run_reference(*args: Any, **kwargs: Any) -> Any:
-            return reference(**_checked(**signature.bind(*args, **kwargs).arguments))
-
-        run.reference = run_reference
-        return run
-
-    return decorate
-
-
-def _checked(emissions: Array, mask: Array, params: Params, **others: Array) -> dict[str, Any]:
-    """The arguments in their computing types, once their shapes fit."""
-    shape = jnp.shape(emissions)
-    if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
-        raise ValueError(f"emissions must be [batch, time, tags] with at least one position and tag, got shape {shape}")
-    if jnp.shape(mask) != shape[:2]:
-        raise ValueError(f"mask has shape {jnp.shape(mask)}, expected {shape[:2]} for emissions of shape {shape}")
-    names = "transitions", "start_transitions", "end_transitions"
-    for name, value, want in zip(names, params, (shape[2:] * 2, shape[2:], shape[2:]), strict=True):
-        if jnp.shape(value) != want:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}, expected {want} for emissions of shape {shape}")
-    if "tags" in others:
-        others["tags"] = _checked_tags(others["tags"], shape)
-    if "allowed" in others:
-        if jnp.shape(others["allowed"]) != shape:
-            raise ValueError(f"allowed has shape {jnp.shape(others['allowed'])}, expected that of emissions, {shape}")
-        others["allowed"] = jnp.asarray(others["allowed"], bool)
-    dtype = jnp.result_type(jnp.float32, emissions, *params)
-    return {
-        "emissions": jnp.asarray(emissions, dtype),
-        "mask": jnp.asarray(mask, bool),
-        "params": tuple(jnp.asarray(value, dtype) for value in params),
-        **others,
-    }
-
-
-def _checked_tags(tags: Array, shape: tuple[int, ...]) -> Array:
-    if jnp.shape(tags) != shape[:2]:
-        raise ValueError(f"tags has shape {jnp.shape(tags)}, expected {shape[:2]} for emissions of shape {shape}")
-    dtype = jnp.result_type(tags)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"tags must be integers, got {dtype}")
-    return jnp.asarray(tags, jnp.promote_types(dtype, jnp.int32))
+def by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of ``on_cpu``, or of ``elsewhere`` in a program for a GPU or TPU."""
+    return lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
 
 
 def log_normalizer(emissions: Array, mask: Array, params: Params) -> Array:
@@ -126,9 +76,16 @@ def marginals(emissions: Array, mask: Array, params: Params) -> Array:
 
 def viterbi_decode(emissions: Array, mask: Array, params: Params) -> tuple[Array, Array]:
     """The best tags [B,T] and their score [B]."""
-    num_tags = emissions.shape[2]
     transitions, start, ending = lax.stop_gradient(params)
     chain = _lay_out(lax.stop_gradient(emissions), mask, start, 0.0)
+    best = by_platform(_decode, functools.partial(_decode, unroll=UNROLL), chain, transitions, ending)
+    tags = jnp.where(mask, best.T, 0).astype(jnp.int32)
+    return tags, sequence_score(emissions, tags, mask, params)
+
+
+def _decode(chain: "_Chain", transitions: Array, ending: Array, unroll: int = 1) -> Array:
+    """The best tags [T,B]."""
+    num_tags = len(transitions)
 
     def advance(best, step):
         local, linked, valid = step
@@ -143,11 +100,9 @@ def viterbi_decode(emissions: Array, mask: Array, params: Params) -> tuple[Array
         tag = jnp.argmax(best + onward, axis=0)
         return jnp.where(valid, transitions.T[tag].T, onward), tag
 
-    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3])
+    _, best = lax.scan(advance, jnp.zeros_like(chain.local[0]), chain[:3], unroll=unroll)
     onward = jnp.zeros_like(chain.local[0]) + ending[:, None]
-    _, tags = lax.scan(trace_back, onward, (best, chain.valid), reverse=True)
-    tags = jnp.where(mask, tags.T, 0).astype(jnp.int32)
-    return tags, sequence_score(emissions, tags, mask, params)
+    return lax.scan(trace_back, onward, (best, chain.valid), reverse=True, unroll=unroll)[1]
 
 
 class _Chain(NamedTuple):
@@ -192,11 +147,6 @@ class _Expected(NamedTuple):
     last: Array  # [K,B]
 
 
-def finite(values: Array) -> Array:
-    """0 in place of −inf, so that what is forbidden can be shifted without −inf − (−inf)."""
-    return jnp.where(values == -jnp.inf, 0.0, values)
-
-
 def _lay_out(emissions: Array, mask: Array, start: Array, column_peak: Array | float) -> _Chain:
     begins = jnp.arange(mask.shape[1]) == jnp.argmax(mask, axis=1)[:, None]
     clean = jnp.where(mask[..., None], emissions, 0.0)
@@ -210,15 +160,7 @@ def _follow(tags: Array, mask: Array, num_tags: int) -> _Path:
     fault = jnp.where((mask & ~in_range).any(1), jnp.nan, 0.0)
     tags = jnp.where(in_range, tags, 0).astype(jnp.int32).T
     valid = mask.T
-
-    def across_holes():
-        def latest(tag, step):
-            tag = jnp.where(step[1], step[0], tag)
-            return tag, tag
-
-        return lax.scan(latest, tags[0], (tags, valid))[1]
-
-    latest = lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: tags, across_holes)
+    latest = by_platform(_latest_valid, crf_parallel.latest_valid, tags, valid)
     first = jnp.argmax(valid, axis=0)[None]
     last = len(tags) - 1 - jnp.argmax(valid[::-1], axis=0)[None]
     return _Path(
@@ -228,6 +170,19 @@ def _follow(tags: Array, mask: Array, num_tags: int) -> _Path:
         last=jnp.take_along_axis(tags, last, axis=0)[0],
         fault=fault,
     )
+
+
+def _latest_valid(tags: Array, valid: Array) -> Array:
+    """See :func:`tmrjax.crf_parallel.latest_valid`; a mask without holes, which is the usual one, costs nothing."""
+
+    def across_holes():
+        def latest(tag, step):
+            tag = jnp.where(step[1], step[0], tag)
+            return tag, tag
+
+        return lax.scan(latest, tags[0], (tags, valid))[1]
+
+    return lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: tags, across_holes)
 
 
 def _pairwise_sum(values: Array) -> Array:
@@ -243,8 +198,21 @@ def _filter_forward(emissions: Array, mask: Array, params: Params) -> tuple[_Cha
     transitions, start, end = params
     column_peak = jnp.max(transitions, axis=0)
     relative = transitions - finite(column_peak)
-    weights = jnp.exp(relative).T
     chain = _lay_out(emissions, mask, start, column_peak)
+    after, before, arriving, shift, lossless = by_platform(
+        _filter, lambda *inputs: (*crf_parallel.filter_forward(*inputs), jnp.asarray(True)), *chain[:3], relative
+    )
+
+    ending = after + end[:, None]
+    peak = jnp.max(ending, axis=0)
+    tail = peak + jnp.log(jnp.sum(jnp.exp(ending - finite(peak)), axis=0))
+    ending -= finite(tail)
+    return chain, _Filtered(chain.linked, chain.valid, relative, before, arriving, shift, ending, tail, lossless)
+
+
+def _filter(local: Array, linked: Array, valid: Array, relative: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """The forward recursion: the state behind the last position, then what `_Filtered` has of every position."""
+    weights = jnp.exp(relative).T
 
     def recursion(arrive):
         def advance(state, step):
@@ -257,8 +225,8 @@ def _filter_forward(emissions: Array, mask: Array, params: Params) -> tuple[_Cha
             lowest = jnp.minimum(lowest, jnp.where(linked & (local > -jnp.inf), lax.stop_gradient(arriving), 0.0))
             return (after, lowest), (before, arriving, jnp.where(valid, peak, 0.0))
 
-        nothing = jnp.zeros_like(chain.local[0])
-        return lax.scan(advance, (nothing, nothing), chain[:3])
+        nothing = jnp.zeros_like(local[0])
+        return lax.scan(advance, (nothing, nothing), (local, linked, valid))
 
     def in_exponential_space(before):
         return jnp.log(jnp.matmul(weights, jnp.exp(before), precision=lax.Precision.HIGHEST))
@@ -271,22 +239,24 @@ def _filter_forward(emissions: Array, mask: Array, params: Params) -> tuple[_Cha
     fast = recursion(in_exponential_space)
     lossless = jnp.all(~(fast[0][1] < _log_floor(relative)))
     (after, _), (before, arriving, shift) = lax.cond(lossless, lambda: fast, lambda: recursion(in_log_space))
-
-    ending = after + end[:, None]
-    peak = jnp.max(ending, axis=0)
-    tail = peak + jnp.log(jnp.sum(jnp.exp(ending - finite(peak)), axis=0))
-    ending -= finite(tail)
-    return chain, _Filtered(chain.linked, chain.valid, relative, before, arriving, shift, ending, tail, lossless)
+    return after, before, arriving, shift, lossless
 
 
 def _smooth_backward(filtered: _Filtered, weight: Array) -> _Expected:
-    relative, linked = filtered.relative, filtered.linked
     weight = jnp.where(filtered.valid.any(0), weight, 0.0)
 
-    def normalized(probability):
-        # Sums to 1 but for rounding, which would add up over thousands of positions. 0 where every path is forbidden.
-        total = jnp.sum(probability, axis=0)
-        return probability / jnp.where(total == 0.0, 1.0, total)
+    def in_parallel(filtered, weight):
+        found = filtered.before, filtered.arriving, filtered.linked, filtered.relative, filtered.ending
+        return crf_parallel.smooth_backward(*found, weight)
+
+    positions, transitions, first = by_platform(_smooth, in_parallel, filtered, weight)
+    positions = jnp.where(filtered.valid[:, None, :], positions, 0.0)
+    return _Expected(positions, transitions, first * weight, jnp.exp(filtered.ending) * weight)
+
+
+def _smooth(filtered: _Filtered, weight: Array) -> tuple[Array, Array, Array]:
+    """Backward smoothing: positions [T,K,B] and transitions [K,K] with the weights, p(first tag) without them."""
+    relative, linked = filtered.relative, filtered.linked
 
     def in_exponential_space():
         weights = jnp.exp(relative)
@@ -317,9 +287,7 @@ def _smooth_backward(filtered: _Filtered, weight: Array) -> _Expected:
         (first, pairs), positions = lax.scan(retreat, (jnp.exp(filtered.ending), none), steps, reverse=True)
         return positions, (pairs * weight).sum(2), first
 
-    positions, transitions, first = lax.cond(filtered.lossless, in_exponential_space, in_log_space)
-    positions = jnp.where(filtered.valid[:, None, :], positions, 0.0)
-    return _Expected(positions, transitions, first * weight, jnp.exp(filtered.ending) * weight)
+    return lax.cond(filtered.lossless, in_exponential_space, in_log_space)
 
 
 def _count_pairs(before: Array, now: Array) -> Array:
