@@ -1,6 +1,6 @@
 """The CRF beside pytorch-crf on CPU: forward + backward of the training loss, and decoding.
 
-    python -m benchmarks.crf [--repeats 31]
+    python -m benchmarks.crf [--repeats 31] [--platform cuda]
 
 Both programs run in turns in one process, on the same numbers, with as many threads as there are cores; a ratio is the
 median over the turns of pytorch-crf's time divided by ours in that turn, so that a busy machine slows both; `best` is
@@ -8,18 +8,24 @@ the ratio of the shortest times, which such a machine disturbs least. Results ar
 Forward + backward is −mean log p and its gradients by emissions and parameters; decoding ends with the tags in a NumPy
 array (ours) or a list (pytorch-crf). `log space` is forward + backward on input for which the matrix products are not
 exact (a tag reachable only from tags 100 nats below the best), so that the recursion is run again with log-sum-exp.
+`in parallel` and `decode, unrolled` are what a program for a GPU holds (tmrjax/crf_parallel.py). On CPU they do more
+work than the others; `--platform=cuda` runs all of ours on the GPU, where these two are what is taken and the others
+are there to compare with. pytorch-crf stays on CPU.
 
 PyTorch's steps vary up to fivefold under glibc's default allocator, so the program starts itself again with the
 MALLOC_* variables below, which help both.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from unittest import mock
 
 import numpy as np
 
@@ -47,23 +53,27 @@ def problem(size: tuple[int, int, int], *, apart: bool) -> tuple[np.ndarray, ...
     return emissions, tags, mask, transitions, start, end
 
 
-def ours(size: tuple[int, int, int], *, apart: bool) -> tuple[Callable, Callable]:
-    """Two functions without arguments: loss with gradients, and tags."""
+def ours(size: tuple[int, int, int], *, apart: bool, parallel: bool = False) -> tuple[Callable, Callable]:
+    """Two functions without arguments: loss with gradients, and tags; ``parallel``: as a GPU's program has them."""
     import jax
     import jax.numpy as jnp
 
-    from tmrjax import crf
+    from tmrjax import crf, crf_fast
+
+    def chosen(on_cpu, elsewhere, *arguments):
+        return (elsewhere if parallel else on_cpu)(*arguments)
 
     emissions, tags, mask, *scores = map(jnp.asarray, problem(size, apart=apart))
     params = crf.CRFParams(*scores)
 
-    @jax.jit
     def loss_and_gradients(emissions, tags, mask, params):
         return jax.value_and_grad(lambda e, p: -crf.log_likelihood(e, tags, mask, p).mean(), (0, 1))(emissions, params)
 
-    decode = jax.jit(crf.viterbi_decode)
+    with mock.patch.object(crf_fast, "by_platform", chosen):
+        train = jax.jit(loss_and_gradients).lower(emissions, tags, mask, params).compile()
+        decode = jax.jit(partial(crf.viterbi_decode)).lower(emissions, mask, params).compile()
     return (
-        lambda: jax.block_until_ready(loss_and_gradients(emissions, tags, mask, params)),
+        lambda: jax.block_until_ready(train(emissions, tags, mask, params)),
         lambda: np.asarray(decode(emissions, mask, params)[0]),
     )
 
@@ -94,11 +104,11 @@ def peers(size: tuple[int, int, int], *, apart: bool) -> tuple[Callable, Callabl
     return loss_and_gradients, decode
 
 
-def check(size: tuple[int, int, int], *, apart: bool) -> None:
+def check(size: tuple[int, int, int], *, apart: bool, parallel: bool) -> None:
     """Stop unless both programs compute the same."""
     import jax
 
-    (train, decode), (peer_train, peer_decode) = ours(size, apart=apart), peers(size, apart=apart)
+    (train, decode), (peer_train, peer_decode) = ours(size, apart=apart, parallel=parallel), peers(size, apart=apart)
     for mine, theirs in zip(jax.tree.leaves(train()), jax.tree.leaves(peer_train()), strict=True):
         np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
     for row, path in zip(decode(), peer_decode(), strict=True):
@@ -125,10 +135,12 @@ def main() -> None:
     """Print a line per size and operation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=31, help="turns per measurement (default: 31)")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--platform", default="cpu", help="of ours: cpu, or cuda on a machine with a GPU")
+    options = parser.parse_args()
+    repeats = options.repeats
     if any(os.environ.get(name) != value for name, value in MALLOC.items()):
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.crf", *sys.argv[1:]], {**os.environ, **MALLOC})
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = options.platform
 
     import torch
 
@@ -140,13 +152,16 @@ def main() -> None:
     )
     print(f"{'B,T,K':>11}  {'what':<18}  {'tmrjax ms':>10}  {'pytorch-crf ms':>14}  ratio: median [min, max]  best")
     for size in SIZES:
-        for apart in (False, True):
-            check(size, apart=apart)
+        for apart, parallel in itertools.product((False, True), repeat=2):
+            check(size, apart=apart, parallel=parallel)
         train, decode = ours(size, apart=False)
+        parallel_train, parallel_decode = ours(size, apart=False, parallel=True)
         peer_train, peer_decode = peers(size, apart=False)
         for what, mine, theirs in (
             ("forward + backward", train, peer_train),
+            ("in parallel", parallel_train, peer_train),
             ("decode", decode, peer_decode),
+            ("decode, unrolled", parallel_decode, peer_decode),
             ("log space", ours(size, apart=True)[0], peers(size, apart=True)[0]),
         ):
             own, other = in_turns(mine, theirs, repeats)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from tmrjax import attention
 from tmrjax.attention import (
     MultiHeadAttention,
     attend,
     cross_modal_attention,
     cross_modal_attention_with_weights,
+    flash_allowed,
     masked_softmax,
 )
 
@@ -151,6 +153,88 @@ def test_attend_names_shapes_that_do_not_fit(headed):
         attend(queries, keys, values[:, :4], mask)
     with pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but keys \(3, 5, 2, 6\) need \(3, 5\)"):
         attend(queries, keys, values, mask[:, :4])
+
+
+def states_of(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({}, True),
+        ({"queries": states_of(2, 7, 4, 64), "keys": states_of(2, 9, 4, 64), "values": states_of(2, 9, 4, 64)}, True),
+        ({name: states_of(2, 8, 4, 64, dtype=jnp.float16) for name in ("queries", "keys", "values")}, True),
+        ({name: states_of(2, 8, 4, 128) for name in ("queries", "keys", "values")}, True),
+        ({name: states_of(2, 8, 4, 136) for name in ("queries", "keys", "values")}, False),
+        ({name: states_of(2, 8, 4, 60) for name in ("queries", "keys", "values")}, False),
+        ({name: states_of(2, 8, 4, 64, dtype=jnp.float32) for name in ("queries", "keys", "values")}, False),
+        ({name: states_of(2, 8, 64) for name in ("queries", "keys", "values")}, False),
+        ({"values": states_of(2, 8, 4, 32)}, False),
+        ({"queries": states_of(2, 8, 4, 64, dtype=jnp.float32)}, False),
+        ({"bias": states_of(2, 4, 8, 8)}, False),
+        ({"dropout": lambda weights: weights}, False),
+        ({"precision": jax.lax.Precision.HIGHEST}, False),
+    ],
+)
+def test_where_flash_attention_may_take_the_place(changes, allowed):
+    arguments = {name: states_of(2, 8, 4, 64) for name in ("queries", "keys", "values")} | changes
+    assert flash_allowed(**arguments) == allowed
+
+
+def flash_of_xla(monkeypatch, platform):
+    """attend() as with a GPU: cuDNN's kernel is JAX's own of the same contract, for programs of ``platform``."""
+
+    def kernel(queries, keys, values, mask, *, scale):
+        if mask is not None:  # what cuDNN's takes
+            assert mask.shape == (len(queries), 1, queries.shape[1], keys.shape[1])
+            assert queries.shape[1] % 2 == keys.shape[1] % 2 == 0
+        return jax.nn.dot_product_attention(queries, keys, values, mask=mask, scale=scale, implementation="xla")
+
+    monkeypatch.setattr(attention, "_kernel", kernel)
+    monkeypatch.setattr(attention, "FLASH_PLATFORM", platform)
+    monkeypatch.setattr(attention, "flash_present", lambda: True)
+
+
+@pytest.mark.parametrize("zero_without_keys", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_fused_kernel_is_given_what_attend_means(monkeypatch, masked, zero_without_keys):
+    """Odd lengths, holes, a row without keys, NaN behind the mask; values and gradients beside XLA's own path."""
+    generator = np.random.default_rng(4)
+    queries, keys, values = (jnp.asarray(generator.normal(size=(3, n, 2, 8)), jnp.bfloat16) for n in (5, 7, 7))
+    mask = jnp.array([[1] * 7, [0, 1, 0, 1, 0, 0, 1], [0] * 7], bool) if masked else None
+    if masked:
+        hidden = ~mask[..., None, None] & mask.any(-1)[:, None, None, None]
+        keys, values = (jnp.where(hidden, jnp.nan, x) for x in (keys, values))
+
+    def run(queries, keys, values):
+        found = attend(queries, keys, values, mask, scale=0.7, zero_without_keys=zero_without_keys)
+        return jnp.sin(found.astype(jnp.float32)).sum(), found
+
+    gradient = jax.value_and_grad(run, (0, 1, 2), has_aux=True)
+    expected = gradient(queries, keys, values)
+    flash_of_xla(monkeypatch, "cpu")
+    found = jax.jit(gradient)(queries, keys, values)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(*(np.float32(x) for x in (a, b)), atol=2e-2), found, expected)
+    if masked:
+        assert bool((found[0][1][2] == 0).all()) == zero_without_keys
+
+
+def test_the_fused_kernel_is_in_a_gpus_program_alone(monkeypatch):
+    flash_of_xla(monkeypatch, "cuda")
+    monkeypatch.setattr(attention, "_kernel", lambda q, k, v, mask, *, scale: jnp.cbrt(q) + k + v)
+    for dropout, dtype in ((None, jnp.bfloat16), (lambda w: w, jnp.bfloat16), (None, jnp.float32)):
+        states = states_of(2, 8, 4, 64, dtype=dtype)
+        function = jax.grad(lambda q, k, v, d=dropout: attend(q, k, v, dropout=d).astype(jnp.float32).sum(), (0, 1, 2))
+        traced = jax.jit(function).trace(states, states, states)
+        gpu, cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "cpu"))
+        fused = dropout is None and dtype == jnp.bfloat16
+        assert ("cbrt" in gpu) == fused
+        assert ("stablehlo.dot_general" in gpu) != fused and "stablehlo.dot_general" in cpu and "cbrt" not in cpu
+
+
+def test_without_a_gpu_there_is_no_fused_kernel():
+    assert not attention.flash_present()
 
 
 def test_multi_head_attention_equals_torch():
