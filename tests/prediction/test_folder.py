@@ -187,7 +187,14 @@ def test_the_command(text_reader, tmp_path, monkeypatch, capsys):  # noqa: F811
     store.save(1, random_variables(text_reader), text_reader.to_meta() | META)
     store.close()
     (tmp_path / "run" / "report.json").write_text(json.dumps(REPORT))
-    flags = {"workdir": tmp_path / "run", "out": tmp_path / "out", "dtype": "float32", "language": [], "licence": "mit"}
+    flags = {
+        "workdir": tmp_path / "run",
+        "out": tmp_path / "out",
+        "format": "folder",
+        "dtype": "float32",
+        "language": [],
+        "licence": "mit",
+    }
     monkeypatch.setattr(export, "FLAGS", type("Flags", (), {**flags, "push": None, "private": False}))
     export.main(None)
     assert "MB of weights, float32" in capsys.readouterr().out
