@@ -188,8 +188,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(1200, 675), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--grain", type=float, default=4.0, help="of drawn pictures, in levels")
     parser.add_argument("--pictures", type=int, default=8, help="how many are drawn")
-    parser.add_argument("--posts", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--posts", type=int, default=128, help="of the stream; 16 batches at least")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--gaps", type=float, nargs="+", default=[0.0, 1.0, 2.0], help="the first is what is right")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--workers", type=int, nargs="+", default=[0])
@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("--present", action="store_true", help="time a step against pictures present instead")
     parser.add_argument("--picture-side", type=int, default=64)
     options = parser.parse_args()
+    if options.posts < 16 * options.batch_size:
+        parser.error(f"--posts={options.posts}: fewer than 16 batches of {options.batch_size} show no rate")
     flags.FLAGS.mark_as_parsed()  # grain's processes want absl's
     if options.present:
         present(options.picture_side, options.rounds)
