@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -99,6 +100,7 @@ def serve(answers: Answers, name: str, examples: str | None, number: int, host: 
             answers.warm_up(shown[0] if shown else {"text": "Jordan at the harbour"})
         # No access log: addresses and times of visitors are nobody's business.
         config = uvicorn.Config(app, host=host, port=port, access_log=False, log_level="warning", limit_concurrency=256)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn hands it on when it has stopped
         print(f"http://{host}:{port} (Ctrl-C stops it); JSON: /docs", flush=True)
         uvicorn.Server(config).run()
         answers.close()

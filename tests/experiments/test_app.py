@@ -5,6 +5,7 @@ import io
 import json
 import re
 import threading
+import time
 import types
 import urllib.error
 import urllib.request
@@ -161,8 +162,10 @@ def test_the_queue_and_the_time_are_bounded(with_pictures, monkeypatch):  # noqa
     threads[0].start()
     begun.wait(10)
     threads[1].start()
-    while answers._places._value:
-        pass
+    end = time.monotonic() + 10
+    while answers._places._value:  # until the second one waits
+        assert time.monotonic() < end
+        time.sleep(0.01)
     with pytest.raises(RefusedError, match="busy: 1 requests are waiting already") as refused:
         answers.predict_one({"text": "a"})
     go.set()
@@ -361,14 +364,20 @@ def test_a_drawing(answers, image):
 
 def test_relations_are_drawn_with_none(answers):
     head, tail = {"start": 0, "end": 3, "text": "Ada"}, {"start": 8, "end": 11, "text": "Bob"}
-    base = {"text": "Ada met Bob", "masked": [], "unread_words": 0, "unknown_words": 0, "unread_pairs": 2}
+    base = {"text": "Ada <i> Bob", "masked": [], "unread_words": 0, "unknown_words": 0, "unread_pairs": 2}
     results = [base | {"relations": [{"head": head, "tail": tail, "relation": name, "score": 0.9996}]}
                for name in ("peer", "None")]  # fmt: skip
     explanation = types.SimpleNamespace(
         result=results[0], without_pictures=results[1], words=((0, 3),), attention={}, pair=(head, tail)
     )
     html = drawn(Explained(explanation, {}, {}), ["None", "peer"])
-    assert html.count("<mark") == 2 and "peer" in html and "none (99.9 %)" in html and "2 pairs too far apart" in html
+    assert (
+        html.count("<mark") == 2
+        and "</mark> &lt;i&gt; <mark" in html
+        and "peer" in html
+        and "none (99.9 %)" in html
+        and "2 pairs too far apart" in html
+    )
     assert percent(1.0) == "100.0 %" and percent(0.5) == "50 %"
 
 
