@@ -1,6 +1,6 @@
 """Seconds of a prediction from the start of the process to the file: experiments/predict.py beside another program.
 
-python -m benchmarks.prediction --workdir=RUN --posts=posts.jsonl --peer="PYTHON torch_predict.py ENCODER {posts}"
+python -m benchmarks.prediction --workdir=RUN --posts=posts.jsonl --peer="PYTHON PROGRAM ENCODER {posts}"
 python -m benchmarks.prediction --workdir=RUN --posts=posts.jsonl --one-post
 python -m benchmarks.prediction --workdir=RUN --posts=posts.jsonl --sizes=1000,10000,100000
 
