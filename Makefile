@@ -95,7 +95,7 @@ $(VENV)/.app: $(VENV)/.installed
 $(VENV)/.tested: $(VENV)/.installed
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	touch $@
+	touch $(VENV)/.studies $@
 
 # torch is the reference of the tests, so its version stays.
 $(NEWEST)/.tested: pyproject.toml

@@ -132,7 +132,7 @@ class Explainer:
             return {}
         looked = {}
         for prefix, path, boxes in slots(post.record, root, source.pictures.prefixes, system.pictures):
-            picture = source.open(post.record, prefix, path)
+            picture = source.open(post.record, prefix, path, None)
             fine = _by_word([weights[f"{prefix}fine_attention"] for weights in found], rows, len(post.words))
             side = math.isqrt(len(fine))
             grid = (side, side) if side * side == len(fine) else (1, len(fine))

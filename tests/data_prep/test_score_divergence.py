@@ -94,7 +94,8 @@ def apply(model, variables, batch):
 def direct(workdir, record, path, root):
     """The estimator on one pair alone, unpadded: softmax in float64."""
     estimator, variables, _ = Estimator.load(workdir)
-    ids = estimator.tokenizer(" ".join(record.tokens), truncation=True, max_length=8)["input_ids"]
+    ids = estimator.tokenizer(" ".join(record.tokens))["input_ids"]
+    ids = ids if len(ids) <= 8 else [*ids[:7], ids[-1]]
     pixels = estimator_pixels(load_picture(root / path), estimator.pictures)[None]
     batch = {
         "input_ids": np.array([ids]),

@@ -22,7 +22,7 @@ from tests.methods.torch_blocks import HIDDEN, bert_config
 from tmrjax import convert
 from tmrjax.encoders.open import text_config
 from tmrjax.files import DataError
-from tmrjax.pictures.decode import load_picture
+from tmrjax.pictures.decode import load_decoded
 from tmrjax.records import Record, read_dataset
 
 RELATIONS = 5
@@ -181,11 +181,11 @@ def test_features_of_the_constant_picture_are_computed_once(places, tmp_path, mo
     """Three in all, of the picture and of its two kinds of regions, however many posts there are."""
     loaded = []
 
-    def counted(path):
+    def counted(path, shrinking):
         loaded.append(path)
-        return load_picture(path)
+        return load_decoded(path, shrinking)
 
-    monkeypatch.setattr("tmrjax.pictures.cache.load_picture", counted)
+    monkeypatch.setattr("tmrjax.pictures.requests.load_decoded", counted)
     training = next(one for one in get_study(places).trainings if "HVPNeT" in one.row and "released" in one.row)
     config = config_of(training, **{"model.prefix_size": 8})
     dataset = read_dataset(config.data.root)

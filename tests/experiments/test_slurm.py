@@ -47,7 +47,7 @@ def jobs_of(folder: Path, trainings: list[Training]) -> list[tuple[str, Place, l
     return [(t.name, Place(folder / t.name), command_of(t, folder / t.name)) for t in trainings]
 
 
-def wait_for(true, seconds: float = 120) -> None:
+def wait_for(true, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
@@ -71,9 +71,9 @@ def test_an_array_of_trainings_one_requeued_and_one_of_two_processes(machine, da
     wait_for((place.workdir / "metrics.jsonl").exists)
     # What SLURM sends when it takes a job's time away: submitit's signal, to the steps of the job.
     machine.preempt(ids[name])
-    wait_for(lambda: "and saved; the same command resumes" in place.log.read_text(), 60)
+    wait_for(lambda: "and saved; the same command resumes" in place.log.read_text())
     assert not (place.workdir / "report.json").exists()
-    wait_for(lambda: not slurm.queue_of(tmp_path), 240)
+    wait_for(lambda: not slurm.queue_of(tmp_path), 600)
 
     found = {training.row: state_of(Place(tmp_path / training.name)) for training in trainings + two}
     assert found == {

@@ -200,6 +200,8 @@ class PictureSettings:
         return stretched(picture.pixels, box, self.size, self.resample)
 
     def _whole_part(self, size: tuple[int, int]) -> Part:
+        if self.whole == "area_bgr":
+            return 0, 0, *size
         return square_part(size, self.size, self.resize, self.whole)
 
     def _region_part(self, size: tuple[int, int], box: Box) -> Part:
