@@ -73,10 +73,6 @@ class Compiled:
         """How many programs there are."""
         return len(self._by_shape)
 
-    def __len__(self) -> int:
-        """How many programs there are."""
-        return len(self._by_shape)
-
     def __call__(self, state: Any, batch: dict[str, jax.Array]) -> Any:
         """Run the step on this batch, compiling it first where its shape is new."""
         shape = tuple((jax.tree_util.keystr(path), rows.shape) for path, rows in jax.tree.leaves_with_path(batch))

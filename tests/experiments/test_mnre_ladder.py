@@ -192,7 +192,8 @@ def test_features_of_the_constant_picture_are_computed_once(places, tmp_path, mo
     system = build.build_system(config, dataset)
     variables = build.initial_variables(config, dataset, system)
     source = system.features(dataset.root, dataset.splits["train"], variables, tmp_path, progress=False)
-    assert len(loaded) == 3
+    assert len(loaded) == 1  # decoded once for all three
+    assert [len(cache) for cache in source.caches.values()] == [3]
     stages = [source.load(record)["region_stages"] for record in dataset.splits["train"][:2]]  # one crop, three crops
     for lacking, there in zip(*stages, strict=True):
         np.testing.assert_array_equal(lacking[0], there[0])
