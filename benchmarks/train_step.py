@@ -61,6 +61,7 @@ def jax_program(pixels: bool):
     import jax
     import jax.numpy as jnp
 
+    from tmrjax.compilation import return_memory
     from tmrjax.encoders.picture.resnet import ResNetConfig, ResNetEncoder
     from tmrjax.encoders.text.bert import BertConfig, BertEncoder
     from tmrjax.heads.crf_head import CRFHead
@@ -80,6 +81,7 @@ def jax_program(pixels: bool):
     placed = shard_batch(batch, mesh)
     loss = make_loss(model, CRFHead(tuple(map(str, range(TAGS)))))
     compiled = make_train_step(loss, optimizer, mesh).lower(state, placed).compile()
+    return_memory()
 
     def step():
         nonlocal state

@@ -8,6 +8,7 @@ programs in a folder where one is set; nothing here touches a folder that the us
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -56,6 +57,17 @@ def keep_compiled() -> Path | None:
     return folder
 
 
+def return_memory() -> None:
+    """Give what glibc keeps free back to the system: after a compilation more than a gigabyte, and no step needs it.
+
+    Elsewhere than with glibc this does nothing.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
 class Clock(Protocol):
     """What adds up the seconds of compiling."""
 
@@ -81,4 +93,5 @@ class Compiled:
                 start = time.perf_counter()
                 self._by_shape[shape] = self._step.lower(state, batch).compile()
                 self._clock.compile_seconds += time.perf_counter() - start
+                return_memory()
         return self._by_shape[shape](state, batch)

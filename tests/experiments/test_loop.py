@@ -232,3 +232,22 @@ def test_the_best_is_the_lowest_of_a_loss_and_the_highest_of_a_score(tmp_path, s
     values = iter([0.2, 0.5, 0.3])
     outcome = run(tmp_path, evaluate=lambda _: {score: next(values)}, choose_by=score)
     assert outcome["best"]["step"] == best == load_best(tmp_path)[1]["best"]["step"]
+
+
+def test_the_first_step_gets_a_state_that_it_may_write_over(tmp_path, monkeypatch):
+    """Arrays that lie in host arrays cannot be donated: the step would hold both."""
+    owned, seen = [], []
+
+    def own(tree):
+        owned.append(tree)
+        return loop_owned(tree)
+
+    class Watching(Step):
+        def __call__(self, state, batch):
+            seen.append(state)
+            return super().__call__(state, batch)
+
+    loop_owned = loop.owned
+    monkeypatch.setattr(loop, "owned", own)
+    run(tmp_path, Watching())
+    assert len(owned) == 1 and owned[0].params["w"] is not seen[0].params["w"]

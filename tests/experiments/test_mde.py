@@ -21,6 +21,7 @@ from experiments.configs.mde import get_config
 from experiments.lib import experiment, pairs
 from experiments.lib.build_estimator import build_estimator, initial_variables
 from experiments.lib.measuring import Timer
+from tmrjax import compilation
 from tmrjax.compilation import Compiled
 from tmrjax.divergence import score
 from tmrjax.divergence.corpus import CLASSES, Pair, open_corpus, write_corpus
@@ -280,11 +281,15 @@ def test_weights_of_a_vilt_and_of_a_berts_text_side_are_where_training_begins(co
         initial_variables(wider, corpus, build_estimator(wider, corpus))
 
 
-def test_a_step_is_compiled_once_per_shape_of_any_array():
+def test_a_step_is_compiled_once_per_shape_of_any_array(monkeypatch):
+    """What a compilation leaves of memory is given back each time."""
+    returned = []
+    monkeypatch.setattr(compilation, "return_memory", lambda: returned.append(True))
     compiled = Compiled(jax.jit(lambda state, batch: state + batch["pixel_values"].sum()), Timer())
     for width in (2, 3, 2, 3):
         batch = {"input_ids": np.ones(2), "pixel_values": np.ones((2, width))}
         assert compiled(np.float32(1), batch) == 1 + 2 * width
+    assert len(returned) == 2
 
 
 def test_scores_are_the_same_on_any_number_of_devices(finished, corpus):
