@@ -332,7 +332,7 @@ def test_pictures_of_one_batch_are_decoded_side_by_side(tokenizer, root):
         meeting = threading.Barrier(4)
 
         def open(self, *given):
-            self.meeting.wait(timeout=60)
+            self.meeting.wait(timeout=20)
             return super().open(*given)
 
     found = collator(Together(root, own, SMALL, num_threads=4), (*TEXT, own))(examples, 10)
