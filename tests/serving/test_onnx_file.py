@@ -1,5 +1,7 @@
 """What jax2onnx is given is the method's own program; the file where jax2onnx is installed."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from tests.prediction.test_predict import random_variables, text_reader, tokenizer  # noqa: F401 - fixtures
 from tmrjax.encoders.picture.resnet import max_pool
+from tmrjax.prediction.folder import flat
 from tmrjax.serving.onnx_file import onnx_bytes, written_out
 from tmrjax.serving.programs import batch_of, model_function
 
@@ -32,11 +35,12 @@ def test_a_program_is_written_out_with_the_same_numbers_and_without_what_its_res
 
 
 def test_without_jax2onnx_it_is_said_what_to_install(text_reader, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(__import__("sys").modules, "jax2onnx", None)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ValueError, match=r"pip install 'tmrjax\[onnx\]'"):
         onnx_bytes(text_reader, {"params": {}}, batch_of(text_reader, 12))
 
 
+@pytest.mark.slow  # jax2onnx takes 20 seconds to import
 def test_onnxruntime_finds_the_emissions(text_reader):  # noqa: F811
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -49,8 +53,6 @@ def test_onnxruntime_finds_the_emissions(text_reader):  # noqa: F811
     content = onnx_bytes(text_reader, variables, batch)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(["emissions"], {one.name: batch[one.name] for one in session.get_inputs()})
-    from tmrjax.prediction.folder import flat
-
     expected = model_function(text_reader, 12)(flat(variables), batch)["emissions"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.ptp(found[:, :7]) > 1
