@@ -52,6 +52,7 @@ def test_float32_equals_the_recursions_of_the_cpu(elsewhere, kind):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_two_thousand_positions_at_one_and_at_ten_thousand_nats(elsewhere):
     """Float32 beside recursions in float64: rounding does not grow with the number of positions."""
     generator = np.random.default_rng(0)

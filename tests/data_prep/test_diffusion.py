@@ -50,7 +50,7 @@ def test_pndm_is_torchs(folders, drawn):
     [
         ("ddim", 1, 2, (48, 64), 3.0, "rain and the dog", "float32"),
         ("euler", 2, 3, (64, 64), 7.5, "", "float32"),  # three steps: the second is at 499.5; v-prediction
-        ("dpm-solver++", 1, 3, (64, 64), 0.0, "", "bfloat16"),  # no guidance
+        pytest.param("dpm-solver++", 1, 3, (64, 64), 0.0, "", "bfloat16", marks=pytest.mark.slow),  # no guidance
     ],
 )
 def test_every_other_scheduler_is_torchs(

@@ -332,7 +332,7 @@ def test_a_small_linear_reader_tells_the_scenes_apart():
     assert np.mean((inputs @ weights).argmax(1) == labels) > 0.93
 
 
-@pytest.mark.parametrize("task", ["ner", "re"])
+@pytest.mark.parametrize("task", ["ner", pytest.param("re", marks=pytest.mark.slow)])
 def test_nothing_beside_the_text_and_the_pictures_tells_labels(task, tmp_path):
     """The leak audit, on the world as the demo makes it."""
     rows = audit(make_demo(tmp_path / "data", posts=2400, task=task))

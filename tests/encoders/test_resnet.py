@@ -186,7 +186,7 @@ def test_absent_pictures_have_no_influence_on_batch_statistics(bottleneck):
     jax.tree.map(np.testing.assert_array_equal, unchanged["batch_stats"], bottleneck["batch_stats"])
 
 
-@pytest.mark.parametrize("batch_norm", [pytest.param("frozen", marks=pytest.mark.slow), "train"])
+@pytest.mark.parametrize("batch_norm", ["frozen", pytest.param("train", marks=pytest.mark.slow)])
 def test_blocks_that_are_computed_again_change_nothing(bottleneck, batch_norm):
     pixels, mask = pictures(2, 16, 16), np.array([True, False])
 

@@ -136,7 +136,7 @@ def test_dropout_reaches_both_places_of_the_model_and_no_third_one():
     assert (np.abs(emissions - plain_emissions)[:2].max(-1) > 1e-4).all()
 
 
-@pytest.mark.parametrize(("accumulate", "devices"), [(4, 1), (2, 8)])
+@pytest.mark.parametrize(("accumulate", "devices"), [pytest.param(4, 1, marks=pytest.mark.slow), (2, 8)])
 def test_accumulated_parts_give_the_whole_batchs_update(one_device, accumulate, devices):
     batches = [make_batch(seed=s) for s in range(3)]
     state, losses = run(make_model(), batches, accumulate=accumulate, devices=devices)
