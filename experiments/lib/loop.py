@@ -181,7 +181,7 @@ def train(
         newest.save(step, state, {**meta, "best": best, "timing": timer.to_meta(), "pending": waiting})
 
     # ---- loop
-    metrics, timer = Metrics(workdir, step), Timer(timing)
+    timer = Timer(timing)
     compiled = Compiled(step_function, timer)
     stream = batches.iterate(
         step, num_threads=num_threads, num_workers=num_workers, place=lambda batch: shard_batch(batch, mesh)
@@ -190,6 +190,7 @@ def train(
     bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=silent)
     timed = 0  # steps since the window of time began; a resumed window has more losses than that
     with StopSignal() as stop, Trace(workdir / "profile", profile, step) as trace, closing(stream):
+        metrics = Metrics(workdir, step)  # here: a run whose metrics are there saves when it is told to stop
         timer.restart()
         for _, (_, batch) in zip(range(step, total), timer.waits(stream), strict=False):
             trace.before(step)
